@@ -1,0 +1,46 @@
+# Every target sets itself up on a fresh clone: the virtual environment is made
+# once and reused until requirements.txt changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: venv quickstart test test-slow lint format bench ablation clean
+
+venv: $(READY)
+
+$(READY): requirements.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-dev.txt
+	touch $(READY)
+
+# Trains, samples and evaluates on the embedded digits: runs/quickstart/.
+quickstart: venv
+	$(BIN)/python -m elt_jax.train --config=configs/mnist_diffusion.py \
+	  --workdir=runs/quickstart
+	$(BIN)/python -m elt_jax.sample --workdir=runs/quickstart \
+	  --loops=1,2,3,4 --num=10 --out=runs/quickstart/samples/loops.png
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/quickstart --num=500
+
+test: venv
+	$(BIN)/python -m pytest
+
+test-slow: venv
+	$(BIN)/python -m pytest -m slow
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: venv
+	$(BIN)/python -m elt_jax.bench
+
+# ILSD against vanilla looping, deep supervision and no looping: runs/ablation/.
+ablation: venv
+	$(BIN)/python launch/sweep.py --sweep=configs/sweeps/mnist_ablation.py \
+	  --workdir=runs/ablation

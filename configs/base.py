@@ -1,0 +1,91 @@
+"""Every key of an experiment with its default. Experiments start from here.
+
+from configs.base import get_base
+config = get_base()
+config.model.width = 384
+"""
+
+import ml_collections
+
+
+def get_base() -> ml_collections.ConfigDict:
+  """A fresh config with every key; experiments change values, add no keys."""
+  c = ml_collections.ConfigDict()
+
+  c.model = m = ml_collections.ConfigDict()
+  m.family = 'diffusion'  # what is generated: 'diffusion' of pixels or latents
+  m.width = 384  # d
+  m.num_layers = 4  # N, unique layers
+  m.max_loops = 4  # L_max, loops of the teacher in training
+  m.num_heads = 6  # must divide width
+  m.mlp_ratio = 4.0  # MLP hidden size / width
+  m.patch_size = 4  # pixels of a token's side
+  m.patch_frames = 1  # frames of a token
+  m.dtype = 'float32'  # of the computation; parameters are float32
+  m.scan_layers = False  # scan over the N layers: small programs, for TPU
+  m.unroll_loops = False  # unroll the training loop: faster on CPU
+  m.remat = 'none'  # none | layer | loop | dots: what backward recomputes
+  m.input_injection = False  # add the embedded input before every later loop
+  m.loop_embedding = False  # learned embedding of the loop index
+  m.residual_scale = False  # residual updates times 1 / max_loops
+
+  c.objective = o = ml_collections.ConfigDict()
+  o.exits = 'ilsd'  # ilsd | none (vanilla looping) | all (deep supervision)
+  o.min_loops = 1  # L_min: earliest exit of the student
+  o.prediction = 'v'  # v | x0 | eps: what the network's output means
+  o.weighting = 'sigmoid'  # sigmoid | v (plain mean squared error of v)
+  o.sigmoid_bias = 0.0  # b of the sigmoid weighting
+  o.logsnr_min = -15.0  # log-SNR of pure noise
+  o.logsnr_max = 15.0  # log-SNR of data
+  o.logsnr_shift = 0.0  # 2 log(base side / side)
+  o.label_dropout = 0.1  # share of examples trained without their class
+
+  c.data = d = ml_collections.ConfigDict()
+  d.source = 'mnist'  # mnist | synthetic | npz:FILE (image, label arrays)
+  d.image_size = 28  # pixels of a side
+  d.num_channels = 1
+  d.num_frames = 1  # 1 is an image
+  d.num_classes = 10
+  d.flip = False  # mirror at random
+  d.num_threads = 1  # readers ahead of the step
+  d.seed = 0  # of the order of examples
+
+  c.optim = p = ml_collections.ConfigDict()
+  p.learning_rate = 1e-4  # peak
+  p.warmup_steps = 0  # linear from 0
+  p.schedule = 'constant'  # constant | cosine | linear | rsqrt, after warm-up
+  p.b1 = 0.9
+  p.b2 = 0.99
+  p.eps = 1e-8
+  p.weight_decay = 0.01  # on kernels only
+  p.clip_norm = 1.0  # global norm; 0 is off
+  p.ema_decay = 0.9999  # of the weights that are sampled
+
+  c.train = t = ml_collections.ConfigDict()
+  t.num_steps = 100_000
+  t.batch_size = 64  # global
+  t.accumulate_steps = 1  # parts of a batch, one after the other
+  t.log_every_steps = 50
+  t.sample_every_steps = 0  # grid of samples to samples/; 0 is off
+  t.seed = 0  # of parameters, noise, exits and dropout
+
+  c.checkpoint = k = ml_collections.ConfigDict()
+  k.every_steps = 1000
+  k.keep = 2  # newest ones
+  k.keep_every_steps = 0  # besides, every multiple of this; 0 is off
+
+  c.mesh = h = ml_collections.ConfigDict()
+  h.data = -1  # -1 takes the devices the others leave
+  h.fsdp = 1  # shards parameters and batch
+  h.tensor = 1  # shards heads and MLP
+
+  c.sample = s = ml_collections.ConfigDict()
+  s.method = 'ddim'  # ddim | ddpm
+  s.num_steps = 25  # K
+  s.guidance = 1.5  # s of u + s (c - u); 1 is off
+  s.guidance_low = 0.0  # guidance acts at times in [low, high]
+  s.guidance_high = 1.0
+  s.clip = True  # data estimate to [-1, 1]: pixels yes, latents no
+  s.batch_size = 250
+
+  return c

@@ -1,0 +1,1 @@
+"""Elastic Looped Transformers in JAX: one checkpoint, any number of loops."""

@@ -1,0 +1,164 @@
+"""Measures speed on this machine: make bench.
+
+Every claim is a ratio of things timed in turn in one run: the train step
+against the machine's own matrix product, ILSD against vanilla looping, one
+loop count against another. Nothing else should run meanwhile.
+"""
+
+from collections.abc import Callable
+import time
+from typing import Any
+
+from absl import flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from elt_jax import cli, flops, optim, sharding, train_state
+from elt_jax import mesh as mesh_lib
+from elt_jax.data import sources
+from elt_jax.models.elt import build_model
+from elt_jax.objectives.diffusion import build_objective
+from elt_jax.samplers.draw import Draw
+from elt_jax.train_step import batch_sharding, build_train_step
+
+
+def in_turn(
+  calls: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, np.ndarray]:
+  """Seconds of each call, [rounds] each, the calls taking turns."""
+  for call in calls.values():  # Compiles, warms up.
+    jax.block_until_ready(call())
+  seconds = {name: [] for name in calls}
+  for _ in range(rounds):
+    for name, call in calls.items():
+      began = time.perf_counter()
+      jax.block_until_ready(call())
+      seconds[name].append(time.perf_counter() - began)
+  return {name: np.array(values) for name, values in seconds.items()}
+
+
+class Step:
+  """The training step of a config, called again and again on one batch."""
+
+  def __init__(self, config: Any):
+    config = config.copy_and_resolve_references()
+    config.data.source = 'synthetic'
+    self.flops = flops.flops_per_step(config)
+    mesh = mesh_lib.build_mesh(config.mesh)
+    model = build_model(config, mesh)
+    optimizer = optim.build_optimizer(config)
+    _, specs = train_state.state_specs(config, model, optimizer, mesh)
+    shardings = sharding.to_shardings(specs, mesh)
+    self._state = train_state.create_state(config, model, optimizer, shardings)
+    source = sources.load_source(config, 'train')
+    n = config.train.batch_size
+    self._batch = jax.device_put(
+      {'image': source.images[:n], 'label': source.labels[:n]},
+      batch_sharding(mesh),
+    )
+    self._step = build_train_step(
+      config, build_objective(config, model), optimizer, mesh, shardings
+    )
+
+  def __call__(self) -> jax.Array:
+    self._state, metrics = self._step(self._state, self._batch)
+    return metrics['loss']
+
+  def compile_seconds(self) -> float:
+    """Lowering and compiling, without running."""
+    began = time.perf_counter()
+    self._step.lower(self._state, self._batch).compile()
+    return time.perf_counter() - began
+
+
+def gemm(size: int) -> Callable[[], jax.Array]:
+  a = jnp.ones((size, size))
+  product = jax.jit(lambda a: a @ a)
+  return lambda: product(a)
+
+
+def report_steps(config: Any, rounds: int) -> None:
+  """GEMM peak, GFLOP/s and share of the train step, ILSD over vanilla."""
+  sizes = (1024, 2048)
+  vanilla = config.copy_and_resolve_references()
+  vanilla.objective.exits = 'none'
+  steps = {'ilsd': Step(config), 'vanilla': Step(vanilla)}
+  seconds = in_turn(steps | {n: gemm(n) for n in sizes}, rounds)
+  peak = max(2 * n**3 / np.median(seconds[n]) for n in sizes) / 1e9
+  print(f'  GEMM peak, f32: {peak:.0f} GFLOP/s')
+  for name, step in steps.items():
+    rate = step.flops / np.median(seconds[name]) / 1e9
+    print(
+      f'  {name} step: {1e3 * np.median(seconds[name]):.1f} ms, '
+      f'{rate:.1f} GFLOP/s, {100 * rate / peak:.0f}% of the peak'
+    )
+  ratio = seconds['ilsd'] / seconds['vanilla']
+  low, high = np.quantile(ratio, [0.25, 0.75])
+  print(
+    f'  ilsd / vanilla: {np.median(ratio):.3f} '
+    f'(quartiles {low:.3f}..{high:.3f}, {rounds} pairs)'
+  )
+
+
+def report_sampling(config: Any, rounds: int) -> None:
+  """Seconds of a batch at each loop count, and the cost of a loop."""
+  mesh = mesh_lib.build_mesh(config.mesh)
+  model = build_model(config, mesh)
+  optimizer = optim.build_optimizer(config)
+  _, specs = train_state.state_specs(config, model, optimizer, mesh)
+  state = train_state.create_state(
+    config, model, optimizer, sharding.to_shardings(specs, mesh)
+  )
+  draw = Draw(config, model, mesh)
+  n = config.sample.batch_size
+  labels = np.arange(n) % config.data.num_classes
+  loops = range(1, 2 * config.model.max_loops + 1)
+  call = lambda count: lambda: draw(state.ema, labels, count, seed=0)
+  seconds = in_turn({count: call(count) for count in loops}, rounds)
+  medians = np.array([np.median(seconds[count]) for count in loops])
+  slope, start = np.polyfit(list(loops), medians, 1)
+  for count, median in zip(loops, medians, strict=True):
+    print(f'  L = {count}: {1e3 * median / n:.2f} ms a sample')
+  print(
+    f'  slope {1e3 * slope / n:.2f} ms a loop over {1e3 * start / n:.2f} ms; '
+    f'a loop costs {slope / medians[0]:.2f} of a sample at L = 1'
+  )
+
+
+def report_compile(config: Any) -> None:
+  """Compile time of the train step at L = 4 and 32, scan not unrolled."""
+  seconds = {}
+  for loops in (4, 32, 4, 32):
+    config = config.copy_and_resolve_references()
+    config.model.unroll_loops = False
+    config.model.max_loops = loops
+    seconds.setdefault(loops, []).append(Step(config).compile_seconds())
+  first, second = (min(seconds[loops]) for loops in (4, 32))
+  print(
+    f'  train step: L = 4 {first:.2f} s, L = 32 {second:.2f} s, '
+    f'ratio {second / first:.2f}'
+  )
+
+
+def main(args: flags.FlagValues) -> None:
+  config = args.config
+  wide = config.copy_and_resolve_references()
+  wide.model.width, wide.model.num_heads = 512, 8
+  print('Train step of the config', flush=True)
+  report_steps(config, rounds=30)
+  print('Train step at d = 512', flush=True)
+  report_steps(wide, rounds=5)
+  print('Sampling', flush=True)
+  report_sampling(config, rounds=3)
+  print('Compiling', flush=True)
+  report_compile(config)
+
+
+def _define(values: flags.FlagValues) -> None:
+  cli.add_config(values)
+  values.set_default('config', 'configs/mnist_diffusion.py')
+
+
+if __name__ == '__main__':
+  cli.run(main, _define, __doc__)

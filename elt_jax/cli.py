@@ -1,0 +1,113 @@
+"""What the commands share: flags, one-line errors, exit codes.
+
+A wrong argument, config or file ends a command with one line on stderr and
+exit code 2; --debug shows the traceback instead.
+"""
+
+from collections.abc import Callable
+import logging
+import sys
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+USER_ERROR = 2
+# What a wrong flag, key, value or file raises in absl, ml_collections or here.
+_USER_ERRORS = (
+  flags.Error,
+  ValueError,
+  KeyError,
+  AttributeError,
+  TypeError,
+  OSError,
+)
+
+
+def add_config(values: flags.FlagValues) -> None:
+  """--config=FILE.py[:variant] and --config.KEY=VALUE."""
+  config_flags.DEFINE_config_file(
+    'config',
+    None,
+    'Experiment, configs/X.py or configs/X.py:variant; '
+    '--config.key=value overrides a key.',
+    flag_values=values,
+  )
+
+
+def required(args: flags.FlagValues, name: str) -> Any:
+  """The value of a flag that must be given."""
+  if (value := args[name].value) in (None, ''):
+    raise ValueError(f'--{name} is required; see --help.')
+  return value
+
+
+def parse_integers(
+  name: str, text: str, low: int, high: int | None
+) -> list[int]:
+  """'1,2,4' -> [1, 2, 4].
+
+  Raises:
+    ValueError: unless all are integers in [low, high].
+  """
+  try:
+    numbers = [int(part) for part in text.split(',')]
+  except ValueError:
+    numbers = [low - 1]
+  if min(numbers) < low or (high is not None and max(numbers) > high):
+    bounds = f'of at least {low}' if high is None else f'in {low}..{high}'
+    raise ValueError(
+      f'--{name} must be integers {bounds}, separated by commas; got {text!r}.'
+    )
+  return numbers
+
+
+def run(
+  main: Callable[[flags.FlagValues], None],
+  define: Callable[[flags.FlagValues], None],
+  doc: str,
+) -> None:
+  """Parses sys.argv, runs `main` on the flags, and exits.
+
+  Args:
+    main: the command.
+    define: declares its flags.
+    doc: what --help prints above the flags.
+  """
+  values = flags.FlagValues()
+  define(values)
+  flags.DEFINE_boolean(
+    'debug', False, 'Show the traceback of an error.', flag_values=values
+  )
+  if '--help' in sys.argv[1:]:
+    print(f'{doc}\nFlags:\n{values.get_help(prefix="  ")}')
+    raise SystemExit(0)
+  logging.basicConfig(
+    format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True
+  )
+  logging.getLogger('elt_jax').setLevel(logging.INFO)
+  # Says at every start, as a warning, that a read-only manager reads only.
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  debug = '--debug' in sys.argv[1:]
+  try:
+    if rest := values(sys.argv)[1:]:
+      raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')
+    main(values)
+  except _USER_ERRORS as e:
+    _fail(e, debug, USER_ERROR)
+  except FloatingPointError as e:
+    _fail(e, debug, 1)
+  except KeyboardInterrupt:
+    print('Interrupted.', file=sys.stderr)
+    raise SystemExit(130) from None
+  raise SystemExit(0)
+
+
+def _fail(error: Exception, debug: bool, code: int) -> None:
+  if debug:
+    raise error
+  message = str(error)
+  if isinstance(error, KeyError):  # Its str is the repr of its argument.
+    message = f'Unknown key {error.args[0]}'
+  print(f'Error: {" ".join(message.split())}', file=sys.stderr)
+  raise SystemExit(code) from None

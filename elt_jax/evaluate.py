@@ -1,0 +1,43 @@
+"""Measures a trained workdir at several numbers of loops.
+
+    python -m elt_jax.evaluate --workdir=runs/mnist --loops=1,2,3,4 --num=1000
+
+Writes elastic.json (a row of metrics per loop count, and the recipe) and
+elastic.png (the curves over a strip of samples) to the workdir. By default
+loops 1..L_max.
+"""
+
+from absl import flags
+
+from elt_jax import cli, sample
+from elt_jax.evals import elastic
+
+
+def main(args: flags.FlagValues) -> None:
+  workdir = cli.required(args, 'workdir')
+  loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
+  if args.num < 2:
+    raise ValueError(f'--num must be at least 2, got {args.num}.')
+  config, draw, params, step = sample.load(workdir, args.num)
+  loops = loops or list(range(1, config.model.max_loops + 1))
+  report, pictures = elastic.evaluate(
+    config, draw, params, step, loops, args.num, args.seed, args.guidance
+  )
+  print(elastic.table(report))
+  for path in elastic.write(workdir, report, pictures):
+    print(path)
+
+
+def _define(values: flags.FlagValues) -> None:
+  string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  string('workdir', None, 'A trained workdir.', flag_values=values)
+  string('loops', None, 'Loop counts; default 1..L_max.', flag_values=values)
+  integer('num', 1000, 'Samples per loop count.', flag_values=values)
+  integer('seed', 0, 'Seed of the noise.', flag_values=values)
+  flags.DEFINE_float(
+    'guidance', None, 'Scale s; default: the config.', flag_values=values
+  )
+
+
+if __name__ == '__main__':
+  cli.run(main, _define, __doc__)

@@ -1,0 +1,98 @@
+"""Parameters, multiply-adds and FLOPs of a config, from formulas.
+
+A compiler's cost analysis counts the body of a loop once, so these numbers
+come from shapes. Only matrix products are counted, attention scores included.
+The ELT paper's "GFLOPs" are giga-multiply-adds (its video figures fit no other
+reading); here a multiply-add is called MAC and counts as two FLOPs.
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def count_params(params: Any) -> int:
+  """Number of parameters of a tree of arrays or of abstract arrays."""
+  return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
+
+
+def num_tokens(config: Any) -> int:
+  """s, the tokens of one example."""
+  m, d = config.model, config.data
+  return (d.num_frames // m.patch_frames) * (d.image_size // m.patch_size) ** 2
+
+
+def macs_per_block(config: Any) -> int:
+  """Multiply-adds of one loop over one example: N layers, all tokens.
+
+  Per token and layer 4 d^2 for attention, 2 r d^2 for the MLP and 2 s d for
+  scores and weighted sum.
+  """
+  m, s = config.model, num_tokens(config)
+  per_token = (4 + 2 * m.mlp_ratio) * m.width**2 + 2 * s * m.width
+  return int(m.num_layers * s * per_token)
+
+
+def macs_per_head(config: Any) -> int:
+  """Multiply-adds of the head on one example."""
+  m, s = config.model, num_tokens(config)
+  return 2 * m.width**2 + s * m.width * _patch_values(config)
+
+
+def macs_per_pass(config: Any, loops: int) -> int:
+  """Multiply-adds of one evaluation of the network on one example.
+
+  Embedding, conditioning (once, not per loop), `loops` blocks and one head.
+  """
+  m, s = config.model, num_tokens(config)
+  embed = s * _patch_values(config) * m.width
+  condition = 256 * m.width + m.width**2 + m.num_layers * 6 * m.width**2
+  block = macs_per_block(config)
+  return embed + condition + loops * block + macs_per_head(config)
+
+
+def _patch_values(config: Any) -> int:
+  m = config.model
+  return m.patch_frames * m.patch_size**2 * config.data.num_channels
+
+
+def guided_steps(config: Any, guidance: float | None = None) -> int:
+  """Sampling steps that run the unconditional pass too."""
+  s = config.sample
+  if (s.guidance if guidance is None else guidance) == 1:
+    return 0
+  times = np.linspace(1.0, 0.0, s.num_steps + 1, dtype=np.float32)[:-1]
+  return int(np.sum((s.guidance_low <= times) & (times <= s.guidance_high)))
+
+
+def flops_per_sample(
+  config: Any, loops: Any, guidance: float | None = None
+) -> int:
+  """FLOPs of one sample, guidance passes included.
+
+  `loops` is one number, or one per sampling step.
+  """
+  s = config.sample
+  loops = np.broadcast_to(loops, (s.num_steps,))
+  times = np.linspace(1.0, 0.0, s.num_steps + 1, dtype=np.float32)[:-1]
+  guided = (s.guidance if guidance is None else guidance) != 1
+  inside = (s.guidance_low <= times) & (times <= s.guidance_high)
+  passes = 1 + (guided & inside)
+  return 2 * sum(
+    int(p) * macs_per_pass(config, int(n)) for p, n in zip(passes, loops)
+  )
+
+
+def flops_per_step(config: Any) -> int:
+  """FLOPs of one training step: backward is twice forward.
+
+  The student's head is counted, recomputation by remat is not.
+  """
+  exits = {'ilsd': 2, 'none': 1}.get(
+    config.objective.exits, config.model.max_loops
+  )
+  forward = macs_per_pass(config, config.model.max_loops)
+  forward += (exits - 1) * macs_per_head(config)
+  return 3 * 2 * config.train.batch_size * forward

@@ -1,0 +1,198 @@
+"""The Elastic Looped Transformer: embedding, N shared layers, one head.
+
+`ELT.bind` turns parameters and one batch of inputs into the three things the
+loop needs, and the caller composes them:
+
+    h, block, head = model.bind(params, x, t, labels)
+    h_final, h_exit = run_loops(block, h, num_loops, exit_loop)
+    final, exit = head(h_final), head(h_exit)
+
+Parameters are a nested dict {'embed', 'layers', 'head'[, 'loop']}; the arrays
+of 'layers' are stacked over the N unique layers on their first axis.
+"""
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from elt_jax import sharding
+from elt_jax.models import blocks
+from elt_jax.models.looped import Block, run_loops, run_loops_dynamic
+
+Array = jax.Array
+Params = Any
+Head = Callable[[Array], Array]
+
+REMAT = ('none', 'layer', 'loop', 'dots')
+
+
+@dataclasses.dataclass(frozen=True)
+class ELT:
+  """A looped transformer as a pure function of its parameters.
+
+  Attributes:
+    embed: module (inputs...) -> (tokens [b, s, d], conditioning [b, d]).
+    layer: module of one unique layer, with `condition` and `__call__`.
+    head: module (tokens, conditioning) -> prediction.
+    num_layers: N.
+    max_loops: L_max, the loops of the teacher in training.
+    scan_layers: scans over the N layers in place of unrolling them: smaller
+      programs, slower on CPU.
+    unroll_loops: unrolls the training loop too: faster on CPU, and compile
+      time grows with L.
+    remat: what the backward pass recomputes. 'none'; 'layer' each layer;
+      'loop' each application of the block; 'dots' all but matrix products.
+    residual_scale: multiplies every residual update; 1/L_max is the "1/L"
+      rule for correlated updates. 1 in the paper.
+    input_injection: adds the embedded input again before every later loop.
+      Off in the paper.
+    loop_embedding: module of the loop index, or None as in the paper.
+    mesh: mesh of the activation constraints; None leaves them out.
+  """
+
+  embed: nn.Module
+  layer: nn.Module
+  head: nn.Module
+  num_layers: int
+  max_loops: int
+  scan_layers: bool = False
+  unroll_loops: bool = False
+  remat: str = 'none'
+  residual_scale: float = 1.0
+  input_injection: bool = False
+  loop_embedding: nn.Module | None = None
+  mesh: jax.sharding.Mesh | None = None
+
+  def init(self, key: Array, *inputs: Array) -> Params:
+    """Initial parameters, boxed with their logical axes (`nn.Partitioned`)."""
+    key_embed, key_layers, key_head, key_loop = jax.random.split(key, 4)
+    (h, c), embed = self.embed.init_with_output(key_embed, *inputs)
+    one_layer = lambda k: self.layer.init(k, h, c, method='parameters')[
+      'params'
+    ]
+    stacked = jax.vmap(one_layer)(jax.random.split(key_layers, self.num_layers))
+    params = {
+      'embed': embed['params'],
+      'layers': nn.meta.add_axis(stacked, 0, {nn.PARTITION_NAME: 'layers'}),
+      'head': self.head.init(key_head, h, c)['params'],
+    }
+    if self.loop_embedding is not None:
+      params['loop'] = self.loop_embedding.init(key_loop, 0)['params']
+    return params
+
+  def bind(self, params: Params, *inputs: Array) -> tuple[Array, Block, Head]:
+    """(h, block, head) of one batch: what the loop functions take.
+
+    Args:
+      params: nested dict as `init` gives, unboxed.
+      *inputs: what `embed` takes, batch first.
+
+    Returns:
+      h: [b, s, d] embedded input; block: (h, loop_index) -> h; head: h ->
+      prediction.
+    """
+    with jax.named_scope('embed'):
+      h, c = self.embed.apply({'params': params['embed']}, *inputs)
+    h = self._constrain(h)
+    with jax.named_scope('condition'):
+      condition = lambda p: self.layer.apply(
+        {'params': p}, c, method='condition'
+      )
+      modulations = jax.vmap(condition)(params['layers'])
+
+    def head(h: Array) -> Array:
+      with jax.named_scope('head'):
+        return self.head.apply({'params': params['head']}, h, c)
+
+    return h, self._block(params, modulations, h), head
+
+  def apply(
+    self,
+    params: Params,
+    *inputs: Array,
+    num_loops: int | Array,
+    exit_loop: int | Array | None = None,
+  ) -> tuple[Array, Array | None]:
+    """Predictions after `num_loops` loops and, if asked, at `exit_loop`.
+
+    A Python int runs the differentiable scan, an array the traced loop.
+    """
+    h, block, head = self.bind(params, *inputs)
+    if isinstance(num_loops, int):
+      h, h_exit = run_loops(
+        block, h, num_loops, exit_loop, unroll=self.unroll_loops
+      )
+    else:
+      h, h_exit = run_loops_dynamic(block, h, num_loops, exit_loop)
+    return head(h), None if exit_loop is None else head(h_exit)
+
+  def _constrain(self, h: Array) -> Array:
+    if self.mesh is None:
+      return h
+    return sharding.constrain(h, ('batch', None, None), self.mesh)
+
+  def _block(self, params: Params, modulations: Array, h0: Array) -> Block:
+    """One application of the N layers: g in the paper."""
+    stacked = (params['layers'], modulations)
+
+    def layer(h: Array, layer_params: tuple[Params, Array]) -> Array:
+      p, modulation = layer_params
+      return self.layer.apply({'params': p}, h, modulation, self.residual_scale)
+
+    if self.remat == 'layer':
+      layer = jax.checkpoint(layer, prevent_cse=False)
+    # Sliced here, outside the loop, so that each layer's gradient is summed
+    # over loops on its own and stacked once.
+    take = lambda n: jax.tree.map(lambda x: x[n], stacked)
+    unstacked = [take(n) for n in range(self.num_layers)]
+
+    def block(h: Array, loop_index: Array) -> Array:
+      if self.input_injection:
+        h = h + jnp.where(loop_index > 0, h0, 0)
+      if self.loop_embedding is not None:
+        h = h + self.loop_embedding.apply(
+          {'params': params['loop']}, loop_index
+        )
+      with jax.named_scope('block'):
+        if self.scan_layers:
+          h, _ = jax.lax.scan(lambda h, p: (layer(h, p), None), h, stacked)
+        else:
+          for layer_params in unstacked:
+            h = layer(h, layer_params)
+      return self._constrain(h)
+
+    if self.remat == 'loop':
+      return jax.checkpoint(block, prevent_cse=False)
+    if self.remat == 'dots':
+      policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      return jax.checkpoint(block, policy=policy, prevent_cse=False)
+    return block
+
+
+def build_model(config: Any, mesh: jax.sharding.Mesh | None = None) -> ELT:
+  """The model of an experiment config (validated by `config.validate`)."""
+  m, data = config.model, config.data
+  dtype = jnp.dtype(m.dtype)
+  patch = (m.patch_frames, m.patch_size, m.patch_size)
+  pixels = (data.num_frames, data.image_size, data.image_size)
+  grid = tuple(n // p for n, p in zip(pixels, patch))
+  return ELT(
+    embed=blocks.DiTEmbed(grid, patch, m.width, data.num_classes, dtype),
+    layer=blocks.DiTBlock(m.width, m.num_heads, m.mlp_ratio, dtype),
+    head=blocks.DiTHead(grid, patch, data.num_channels, dtype),
+    num_layers=m.num_layers,
+    max_loops=m.max_loops,
+    scan_layers=m.scan_layers,
+    unroll_loops=m.unroll_loops,
+    remat=m.remat,
+    residual_scale=1 / m.max_loops if m.residual_scale else 1.0,
+    input_injection=m.input_injection,
+    loop_embedding=blocks.LoopEmbedding(m.width, dtype)
+    if m.loop_embedding
+    else None,
+    mesh=mesh,
+  )

@@ -1,0 +1,207 @@
+"""The diffusion process and its weighted loss.
+
+Time runs from t = 0 (data) to t = 1 (noise); z = alpha x + sigma eps with
+alpha^2 = sigmoid(lambda), sigma^2 = sigmoid(-lambda), lambda the log
+signal-to-noise ratio. Cosine schedule with shift: simple diffusion (Hoogeboom
+et al., arXiv 2301.11093). Sigmoid weighting: VDM++ (Kingma and Gao, arXiv
+2303.00848) and SiD2 (arXiv 2410.19324).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from elt_jax.models.elt import ELT
+from elt_jax.objectives.ilsd import ExitLoss, Metrics
+
+Array = jax.Array
+
+PREDICTIONS = ('v', 'x0', 'eps')
+
+
+@dataclasses.dataclass(frozen=True)
+class CosineSchedule:
+  """lambda(t) = -2 log tan(a + t (b - a)) + shift, from max to min.
+
+  Attributes:
+    logsnr_min: lambda(1), before the shift.
+    logsnr_max: lambda(0), before the shift.
+    shift: added to lambda; 2 log(d0 / d) moves the schedule of a base
+      resolution d0 to images of side d.
+  """
+
+  logsnr_min: float = -15.0
+  logsnr_max: float = 15.0
+  shift: float = 0.0
+
+  def _angle(self, t: Array) -> tuple[Array, float]:
+    a = math.atan(math.exp(-self.logsnr_max / 2))
+    b = math.atan(math.exp(-self.logsnr_min / 2))
+    return a + t * (b - a), b - a
+
+  def logsnr(self, t: Array) -> Array:
+    """lambda at time t in [0, 1]."""
+    angle, _ = self._angle(t)
+    return -2 * jnp.log(jnp.tan(angle)) + self.shift
+
+  def density(self, t: Array) -> Array:
+    """-dlambda/dt = 4 (b - a) / sin(2 angle), positive."""
+    angle, span = self._angle(t)
+    return 4 * span / jnp.sin(2 * angle)
+
+
+def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
+  """(alpha, sigma): squares sum to 1, log of their ratio is `logsnr`."""
+  return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
+
+
+def x0_from(prediction: str, output: Array, z: Array, logsnr: Array) -> Array:
+  """The data estimate of a network output, in the network's parametrisation.
+
+  v = alpha eps - sigma x gives x = alpha z - sigma v; eps gives
+  x = (z - sigma eps) / alpha.
+  """
+  alpha, sigma = alpha_sigma(logsnr)
+  if prediction == 'x0':
+    return output
+  if prediction == 'v':
+    return alpha * z - sigma * output
+  return (z - sigma * output) / alpha
+
+
+def loss_weight(
+  prediction: str, logsnr: Array, density: Array, bias: float | None
+) -> Array:
+  """Weight of the squared error of `prediction`: three forms of one loss.
+
+      1/2 (-dlambda/dt) sigmoid(b - lambda)                  on eps
+      1/2 (-dlambda/dt) sigmoid(b - lambda) sigmoid(lambda)  on v
+      1/2 (-dlambda/dt) e^b sigmoid(lambda - b)              on x0
+
+  They agree because, at one z, the errors of eps, v and x0 are as
+  alpha : 1 : sigma. `density` is -dlambda/dt. Without a `bias` the loss is
+  the plain mean squared error of v, weight 1 on v.
+  """
+  if bias is None:
+    form = {'eps': -logsnr, 'x0': logsnr}
+    # 1/alpha^2 = 1 + exp(-lambda) on eps, 1/sigma^2 = 1 + exp(lambda) on x0.
+    return (
+      1 + jnp.exp(form[prediction])
+      if prediction != 'v'
+      else jnp.ones_like(logsnr)
+    )
+  if prediction == 'x0':
+    return 0.5 * density * math.exp(bias) * jax.nn.sigmoid(logsnr - bias)
+  weight = 0.5 * density * jax.nn.sigmoid(bias - logsnr)
+  return weight * jax.nn.sigmoid(logsnr) if prediction == 'v' else weight
+
+
+def per_image(values: Array, like: Array) -> Array:
+  """[b] -> [b, 1, ...], to broadcast over images or clips."""
+  return values.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionObjective:
+  """Weighted mean squared error at every trained exit.
+
+  Attributes:
+    model: the looped model; its output is read as `prediction`.
+    exit_loss: which exits are trained.
+    schedule: log-SNR over time.
+    prediction: 'v', 'x0' or 'eps'.
+    sigmoid_bias: b of the sigmoid weighting; None is plain v-MSE.
+    label_dropout: probability of the null class.
+    num_classes: id of the null class.
+  """
+
+  model: ELT
+  exit_loss: ExitLoss
+  schedule: CosineSchedule
+  prediction: str
+  sigmoid_bias: float | None
+  label_dropout: float
+  num_classes: int
+
+  def loss(
+    self, params: Any, batch: dict[str, Array], key: Array, step: Array
+  ) -> tuple[Array, Metrics]:
+    """Mean over the batch and over pixels of the weighted squared error.
+
+    Args:
+      params: model parameters.
+      batch: 'image' uint8 [b, h, w, c] (0..255) or float in [-1, 1], or clips
+        [b, f, h, w, c]; 'label' int32 [b]; 'index' int32 [b], the position in
+        the global batch: an example's noise depends on it, and on nothing of
+        how the batch is split.
+      key: key of the run; `step` is folded in here.
+      step: int32 scalar.
+
+    Returns:
+      (loss, metrics), both float32.
+    """
+    key = jax.random.fold_in(key, step)
+    key_exit, key_examples = jax.random.split(key)
+    x = to_unit_range(batch['image'])
+    t, eps, drop = jax.vmap(
+      lambda i: self._draw(jax.random.fold_in(key_examples, i), x.shape[1:])
+    )(batch['index'])
+    labels = jnp.where(drop, self.num_classes, batch['label'])
+
+    logsnr = self.schedule.logsnr(t)
+    alpha, sigma = (per_image(a, x) for a in alpha_sigma(logsnr))
+    z = alpha * x + sigma * eps
+    target = {'x0': x, 'eps': eps, 'v': alpha * eps - sigma * x}[
+      self.prediction
+    ]
+    weight = loss_weight(
+      self.prediction, logsnr, self.schedule.density(t), self.sigmoid_bias
+    )
+
+    def weighted_mse(output: Array, reference: Array) -> Array:
+      error = jnp.mean(
+        jnp.square(output - reference), axis=tuple(range(1, x.ndim))
+      )
+      return jnp.mean(weight * error)
+
+    return self.exit_loss(
+      self.model,
+      params,
+      (z, t, labels),
+      ground_truth=lambda output: weighted_mse(output, target),
+      distill=weighted_mse,
+      key=key_exit,
+      step=step,
+    )
+
+  def _draw(
+    self, key: Array, shape: tuple[int, ...]
+  ) -> tuple[Array, Array, Array]:
+    """(time, noise, whether the label is dropped) of one example."""
+    key_uniform, key_eps = jax.random.split(key)
+    t, u = jax.random.uniform(key_uniform, (2,))
+    return t, jax.random.normal(key_eps, shape), u < self.label_dropout
+
+
+def to_unit_range(image: Array) -> Array:
+  """uint8 0..255 -> float32 in [-1, 1]; floats pass as they are."""
+  if image.dtype == jnp.uint8:
+    return image.astype(jnp.float32) / 127.5 - 1.0
+  return image.astype(jnp.float32)
+
+
+def build_objective(config: Any, model: ELT) -> DiffusionObjective:
+  """The objective of an experiment config."""
+  o = config.objective
+  return DiffusionObjective(
+    model=model,
+    exit_loss=ExitLoss(o.exits, o.min_loops, config.train.num_steps),
+    schedule=CosineSchedule(o.logsnr_min, o.logsnr_max, o.logsnr_shift),
+    prediction=o.prediction,
+    sigmoid_bias=o.sigmoid_bias if o.weighting == 'sigmoid' else None,
+    label_dropout=o.label_dropout,
+    num_classes=config.data.num_classes,
+  )

@@ -1,0 +1,54 @@
+"""AdamW with warm-up, a named schedule, kernel-only decay and clipping."""
+
+from typing import Any
+
+import jax
+import optax
+
+SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
+
+
+def learning_rate(config: Any) -> optax.Schedule:
+  """step -> learning rate: linear warm-up from 0, then the named schedule.
+
+  'cosine' and 'linear' reach 0 at train.num_steps; 'rsqrt' falls as
+  sqrt(warmup / step).
+  """
+  o, num_steps = config.optim, config.train.num_steps
+  peak, warmup = o.learning_rate, o.warmup_steps
+  rest = max(num_steps - warmup, 1)
+  after = {
+    'constant': optax.constant_schedule(peak),
+    'cosine': optax.cosine_decay_schedule(peak, rest),
+    'linear': optax.linear_schedule(peak, 0.0, rest),
+    'rsqrt': lambda step: peak * (1 + step / max(warmup, 1)) ** -0.5,
+  }[o.schedule]
+  if not warmup:
+    return after
+  return optax.join_schedules(
+    [optax.linear_schedule(0.0, peak, warmup), after], [warmup]
+  )
+
+
+def decay_mask(params: Any) -> Any:
+  """True for kernels: biases, norms and embedding tables do not decay."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel', params
+  )
+
+
+def build_optimizer(config: Any) -> optax.GradientTransformation:
+  """The gradient transformation of an experiment config."""
+  o = config.optim
+  clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
+  return optax.chain(
+    *clip,
+    optax.adamw(
+      learning_rate(config),
+      b1=o.b1,
+      b2=o.b2,
+      eps=o.eps,
+      weight_decay=o.weight_decay,
+      mask=decay_mask,
+    ),
+  )

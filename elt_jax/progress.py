@@ -1,0 +1,68 @@
+"""Progress of a long command: a bar on a terminal, plain lines elsewhere."""
+
+from collections.abc import Mapping
+import logging
+import sys
+import time
+from typing import Any
+
+import jax
+import tqdm
+
+log = logging.getLogger(__name__)
+
+
+class Progress:
+  """Counts steps; a context manager.
+
+  Attributes:
+    rate: steps per second since the last report.
+  """
+
+  def __init__(self, total: int, start: int = 0, unit: str = 'step'):
+    self._total, self._unit = total, unit
+    self._quiet = jax.process_index() != 0
+    self._bar = None
+    if sys.stderr.isatty() and not self._quiet:
+      self._bar = tqdm.tqdm(
+        total=total, initial=start, unit=unit, dynamic_ncols=True
+      )
+    self._last_step, self._last_time = start, time.monotonic()
+    self.rate = 0.0
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *exc: Any) -> None:
+    if self._bar is not None:
+      self._bar.close()
+
+  def step(self) -> None:
+    """One step was dispatched."""
+    if self._bar is not None:
+      self._bar.update()
+
+  def report(self, step: int, values: Mapping[str, float]) -> None:
+    """Shows `values` of the steps up to `step`, which are finished."""
+    now = time.monotonic()
+    self.rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+    self._last_step, self._last_time = step, now
+    text = ' '.join(f'{name} {value:.4g}' for name, value in values.items())
+    if self._bar is not None:
+      self._bar.set_postfix_str(text)
+    elif not self._quiet:
+      eta = (self._total - step) / max(self.rate, 1e-9)
+      log.info(
+        '%s %d/%d  %s  %.2f %ss/s  ETA %s',
+        self._unit,
+        step,
+        self._total,
+        text,
+        self.rate,
+        self._unit,
+        time.strftime('%H:%M:%S', time.gmtime(eta)),
+      )
+
+  def skip_time(self, seconds: float) -> None:
+    """Leaves out time not spent on steps (compiling, sampling, saving)."""
+    self._last_time += seconds

@@ -1,0 +1,106 @@
+"""Any number of samples through one compiled program of a fixed batch size."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+import numpy as np
+
+from elt_jax import sharding
+from elt_jax.mesh import batch_shards
+from elt_jax.models.elt import ELT
+from elt_jax.samplers.diffusion import build_sampler
+
+
+class Draw:
+  """Draws samples of a model; compiled once for every loop count.
+
+  Attributes:
+    num_steps: K.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    model: ELT,
+    mesh: Mesh,
+    batch_size: int | None = None,
+  ):
+    """Prepares to draw `batch_size` samples at a time.
+
+    Args:
+      config: experiment config.
+      model: its model, built for `mesh`.
+      mesh: devices over which a batch is split.
+      batch_size: None takes config.sample.batch_size; rounded up to a
+        multiple of the devices.
+    """
+    s = config.sample
+    self._mesh = mesh
+    shards = batch_shards(mesh)
+    self._batch_size = -(-(batch_size or s.batch_size) // shards) * shards
+    self._guidance = s.guidance
+    self._interval = (s.guidance_low, s.guidance_high)
+    self._num_classes = config.data.num_classes
+    self._sample = jax.jit(build_sampler(config, model))
+    self.num_steps = s.num_steps
+
+  def __call__(
+    self,
+    params: Any,
+    labels: np.ndarray,
+    loops: int | list[int],
+    seed: int,
+    guidance: float | None = None,
+  ) -> np.ndarray:
+    """One sample per label.
+
+    Args:
+      params: the moving average of a trained model.
+      labels: int [n], in [0, num_classes).
+      loops: loops at every step, or one number per step.
+      seed: sample i depends on (seed, i, labels[i], loops) and no other i.
+      guidance: scale s; None takes config.sample.guidance.
+
+    Returns:
+      float32 [n, (f,) h, w, c] in the range of the training data.
+
+    Raises:
+      ValueError: on labels or loops out of range, or a schedule that is not
+        of one loop count per step.
+    """
+    labels = np.asarray(labels, np.int32)
+    if labels.min() < 0 or labels.max() >= self._num_classes:
+      raise ValueError(
+        f'Labels must be in 0..{self._num_classes - 1}, got '
+        f'{labels.min()}..{labels.max()}.'
+      )
+    loops = np.asarray(loops, np.int32)
+    if loops.min() < 1 or loops.shape not in ((), (self.num_steps,)):
+      raise ValueError(
+        'loops must be one number or one per sampling step '
+        f'({self.num_steps}), each at least 1; got {loops.tolist()}.'
+      )
+    loops = np.broadcast_to(loops, (self.num_steps,))
+    scale = self._guidance if guidance is None else guidance
+    batched = jax.NamedSharding(
+      self._mesh, sharding.logical_to_spec(('batch',))
+    )
+    out = []
+    for start in range(0, len(labels), self._batch_size):
+      index = np.arange(start, start + self._batch_size, dtype=np.int32)
+      # The last batch is filled up by repeating the last label.
+      part = labels[np.minimum(index, len(labels) - 1)]
+      out.append(
+        self._sample(
+          params,
+          jax.random.key(seed),
+          jax.device_put(part, batched),
+          jnp.asarray(loops),
+          jnp.float32(scale),
+          jnp.asarray(self._interval, jnp.float32),
+          jax.device_put(index, batched),
+        )
+      )
+    return np.concatenate(jax.device_get(out))[: len(labels)]

@@ -1,0 +1,218 @@
+"""Trains any experiment, and resumes it by itself.
+
+    python -m elt_jax.train --config=configs/mnist_diffusion.py \\
+        --workdir=runs/mnist [--config.optim.learning_rate=1e-3]
+
+The workdir receives config.json, checkpoints/, logs/ (metrics.jsonl and
+TensorBoard events) and samples/. Running the same command again continues
+from the newest checkpoint, bit for bit. SIGTERM and Ctrl-C save and stop.
+"""
+
+import logging
+import pathlib
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+from absl import flags
+import jax
+import numpy as np
+
+from elt_jax import (
+  checkpoint,
+  cli,
+  flops,
+  optim,
+  sharding,
+  train_state,
+  viz,
+  writers,
+)
+from elt_jax import config as config_lib
+from elt_jax import mesh as mesh_lib
+from elt_jax.data import pipeline, sources
+from elt_jax.models.elt import build_model
+from elt_jax.objectives.diffusion import build_objective
+from elt_jax.progress import Progress
+from elt_jax.samplers.draw import Draw
+from elt_jax.train_step import batch_sharding, build_train_step
+
+log = logging.getLogger('elt_jax.train')
+
+# Samples of the grids in samples/: this many columns, one row per loop count.
+_GRID_COLUMNS = 10
+
+
+def train(config: config_lib.ConfigDict, workdir: str) -> None:
+  """Trains `config` to train.num_steps in `workdir`.
+
+  Raises:
+    ValueError: on a config, data source or workdir that does not fit.
+    FloatingPointError: on a loss or gradient that is not finite.
+  """
+  config = config_lib.validate(config)
+
+  # ---- Mesh, model, data -----------------------------------------------------
+  mesh = mesh_lib.build_mesh(config.mesh)
+  mesh_lib.check_batch(config, mesh)
+  model = build_model(config, mesh)
+  objective = build_objective(config, model)
+  optimizer = optim.build_optimizer(config)
+  source = sources.load_source(config, 'train')
+  dataset = pipeline.build_dataset(
+    config, source, jax.process_index(), jax.process_count()
+  )
+  config_lib.claim_workdir(config, workdir)
+
+  # ---- State: abstract first, so that nothing is ever on one device ----------
+  abstract, specs = train_state.state_specs(config, model, optimizer, mesh)
+  shardings = sharding.to_shardings(specs, mesh)
+  log.info(
+    'Mesh %s; %d parameters; %.1f%% of the bytes of the state replicated.',
+    dict(mesh.shape),
+    flops.count_params(abstract.params),
+    100 * sharding.replicated_share(abstract, shardings),
+  )
+  k = config.checkpoint
+  with (
+    Interrupt() as interrupt,
+    checkpoint.Checkpoints(workdir, k.keep, k.keep_every_steps) as checkpoints,
+  ):
+    # ---- Restore the newest checkpoint, or start from scratch ----------------
+    like = sharding.with_shardings(abstract, shardings)
+    if restored := checkpoints.restore(like):
+      state, start = restored
+      log.info('Resumed %s at step %d.', workdir, start)
+    else:
+      state = train_state.create_state(config, model, optimizer, shardings)
+      start = 0
+
+    # ---- Loop ----------------------------------------------------------------
+    num_steps = config.train.num_steps
+    if start >= num_steps:
+      log.info('Already trained to step %d.', start)
+      return
+    train_step = build_train_step(config, objective, optimizer, mesh, shardings)
+    batches = pipeline.batches(
+      dataset, batch_sharding(mesh), start, config.data.num_threads
+    )
+    draw = None
+    if config.train.sample_every_steps:
+      draw = Draw(config, model, mesh, batch_size=_GRID_COLUMNS)
+    window = Window(start)
+    with (
+      writers.MetricWriter(workdir, start) as writer,
+      Progress(num_steps, start) as progress,
+    ):
+      for step in range(start + 1, num_steps + 1):
+        with jax.profiler.StepTraceAnnotation('train', step_num=step):
+          state, metrics = train_step(state, next(batches))
+        window.add(metrics)
+        progress.step()
+        last = step == num_steps or interrupt.asked
+        if last or step % config.train.log_every_steps == 0:
+          means = window.read()
+          progress.report(step, {'loss': means['train/loss']})
+          means['train/steps_per_second'] = progress.rate
+          writer.write_scalars(step, means)
+        if last or step % k.every_steps == 0:
+          window.read()  # A state that is not finite is never saved.
+          checkpoints.save(state)
+        if draw and (last or step % config.train.sample_every_steps == 0):
+          began = time.monotonic()
+          picture = sample_grid(draw, state.ema, config)
+          path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
+          viz.save_png(path, picture, scale=2)
+          writer.write_images(step, {'samples': picture})
+          progress.skip_time(time.monotonic() - began)
+        if interrupt.asked:
+          log.warning('Stopping at step %d of %d: saved.', step, num_steps)
+          return
+
+
+class Window:
+  """Metrics of the steps since the last read, left on the device till then."""
+
+  def __init__(self, step: int):
+    self._step = step
+    self._metrics = []
+    self._means = {}
+
+  def add(self, metrics: dict[str, jax.Array]) -> None:
+    self._metrics.append(metrics)
+
+  def read(self) -> dict[str, float]:
+    """Means over the window, or the last ones if nothing came since.
+
+    Raises:
+      FloatingPointError: naming the first step and metric not finite.
+    """
+    if not self._metrics:
+      return dict(self._means)
+    fetched = jax.device_get(self._metrics)
+    self._metrics = []
+    for metrics in fetched:
+      self._step += 1
+      for name in sorted(metrics):
+        if not np.isfinite(metrics[name]):
+          raise FloatingPointError(
+            f'{name} is {metrics[name]} at step {self._step}. The newest '
+            'checkpoint is from before; lower optim.learning_rate or '
+            'optim.clip_norm, or change the seed, in a new workdir.'
+          )
+    self._means = {
+      f'train/{name}': float(np.mean([m[name] for m in fetched]))
+      for name in fetched[0]
+    }
+    return dict(self._means)
+
+
+class Interrupt:
+  """Turns SIGTERM and Ctrl-C into a request to stop after this step.
+
+  A second Ctrl-C interrupts at once.
+  """
+
+  def __init__(self):
+    self.asked = False
+    self._previous = {}
+
+  def _ask(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self.asked = True
+    signal.signal(number, self._previous[number])
+
+  def __enter__(self) -> 'Interrupt':
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._ask)
+    return self
+
+  def __exit__(self, *exc: Any) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+
+def sample_grid(draw: Draw, params: Any, config: Any) -> np.ndarray:
+  """One row of samples per loop count 1..L_max, the same seeds in each."""
+  labels = np.arange(_GRID_COLUMNS) % config.data.num_classes
+  rows = [
+    viz.to_uint8(draw(params, labels, loops, seed=0))
+    for loops in range(1, config.model.max_loops + 1)
+  ]
+  return viz.grid(np.concatenate(rows), _GRID_COLUMNS)
+
+
+def _define(values: flags.FlagValues) -> None:
+  cli.add_config(values)
+  flags.DEFINE_string(
+    'workdir', None, 'Directory of the run.', flag_values=values
+  )
+
+
+def main(args: flags.FlagValues) -> None:
+  train(cli.required(args, 'config'), cli.required(args, 'workdir'))
+
+
+if __name__ == '__main__':
+  cli.run(main, _define, __doc__)

@@ -1,0 +1,99 @@
+"""Pictures: grids of samples and the elastic curve."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from elt_jax import files
+
+
+def to_uint8(images: np.ndarray) -> np.ndarray:
+  """[-1, 1] -> uint8 0..255, rounded; values outside are clipped."""
+  return np.clip(np.rint((images + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
+  """uint8 [n, h, w, c] -> one uint8 picture [H, W, 3], filled row by row.
+
+  One- and three-channel images are shown as they are. Cells are separated by
+  `pad` grey pixels; cells without an image stay grey.
+  """
+  n, h, w, c = images.shape
+  if c not in (1, 3):
+    raise ValueError(f'Only images of 1 or 3 channels can be shown, got {c}.')
+  rows = -(-n // columns)
+  canvas = np.full(
+    (rows * (h + pad) + pad, columns * (w + pad) + pad, 3), 128, np.uint8
+  )
+  for i, image in enumerate(images):
+    y, x = divmod(i, columns)
+    y, x = pad + y * (h + pad), pad + x * (w + pad)
+    canvas[y : y + h, x : x + w] = image
+  return canvas
+
+
+def save_png(
+  path: str | pathlib.Path, picture: np.ndarray, scale: int = 1
+) -> None:
+  """Writes uint8 [h, w, 3], each pixel `scale` pixels wide, whole or not."""
+  picture = picture.repeat(scale, 0).repeat(scale, 1)
+  with files.replacing(path) as temporary:
+    Image.fromarray(picture).save(temporary, format='PNG')
+
+
+def elastic_figure(
+  report: dict[str, Any], pictures: np.ndarray, path: pathlib.Path
+) -> None:
+  """Quality against loops and against GFLOPs, over a strip of samples.
+
+  Args:
+    report: of `evals.elastic.evaluate`.
+    pictures: uint8 [rows, n, h, w, c], the same seeds in every row.
+    path: where the PNG goes.
+  """
+  from matplotlib.figure import Figure  # Slow to import; no global state.
+
+  rows, recipe = report['rows'], report['recipe']
+  loops = [row['loops'] for row in rows]
+  figure = Figure(figsize=(10, 3.6 + 0.75 * len(rows)), layout='constrained')
+  top, bottom = figure.subfigures(
+    2, 1, height_ratios=[3.4, 0.75 * len(rows) + 0.2]
+  )
+  axes = top.subplots(1, 2)
+  against = (
+    (loops, 'loops L'),
+    ([row['gflops_per_sample'] for row in rows], 'GFLOPs per sample'),
+  )
+  for axis, (x, label) in zip(axes, against):
+    axis.plot(x, [row['fd_lenet'] for row in rows], 'o-', color='tab:blue')
+    axis.axhline(
+      recipe['fd_lenet_floor'], color='tab:blue', ls=':', lw=1, label='floor'
+    )
+    axis.set_xlabel(label)
+    axis.set_ylabel('fd_lenet (lower is better)', color='tab:blue')
+    axis.set_ylim(bottom=0)
+    right = axis.twinx()
+    right.plot(
+      x, [row['class_accuracy'] for row in rows], 's--', color='tab:orange'
+    )
+    right.set_ylim(0, 1.02)
+    right.set_ylabel('class accuracy', color='tab:orange')
+  axes[0].set_xticks(loops)
+  trained = recipe['max_loops_in_training']
+  if max(loops) > trained:
+    axes[0].axvspan(trained, max(loops), color='0.92', zorder=0)
+  top.suptitle(
+    f'One checkpoint, step {recipe["checkpoint_step"]}; '
+    f'{recipe["num_samples"]} samples, {recipe["num_steps"]} steps, '
+    f'guidance {recipe["guidance"]:g}, L_max = {trained}',
+    fontsize=10,
+  )
+  strips = bottom.subplots(len(rows), 1, squeeze=False)[:, 0]
+  for strip, count, images in zip(strips, loops, pictures):
+    strip.imshow(grid(images, len(images), pad=1), interpolation='nearest')
+    strip.set_xticks([])
+    strip.set_yticks([])
+    strip.set_ylabel(f'L = {count}', rotation=0, ha='right', va='center')
+  figure.savefig(path, format='png', dpi=110)

@@ -1,0 +1,48 @@
+"""Eight fake devices and cheap compilation, set before JAX starts."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# Compiling is most of the time of these tests: no optimisation of programs
+# that run once, and none compiled twice, here or in the processes started.
+_CACHE = tempfile.mkdtemp(prefix='elt_jax_tests_')
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
+)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
+
+import jax
+import ml_collections
+import pytest
+
+from configs.base import get_base
+from elt_jax.mesh import build_mesh
+
+jax.config.update('jax_num_cpu_devices', 8)
+
+
+@pytest.fixture
+def config() -> ml_collections.ConfigDict:
+  """A model that compiles in seconds, on synthetic 8 x 8 images."""
+  c = get_base()
+  m, d = c.model, c.data
+  m.width, m.num_layers, m.max_loops, m.num_heads = 16, 2, 3, 2
+  m.patch_size = 4
+  d.source, d.image_size, d.num_classes = 'synthetic', 8, 4
+  c.objective.logsnr_min, c.objective.logsnr_max = -8.0, 8.0
+  c.optim.learning_rate = 1e-3
+  c.train.num_steps, c.train.batch_size = 20, 16
+  c.train.log_every_steps = 5
+  c.checkpoint.every_steps = 5
+  c.sample.num_steps, c.sample.batch_size = 4, 8
+  return c
+
+
+@pytest.fixture
+def mesh() -> jax.sharding.Mesh:
+  """All eight devices on the `data` axis."""
+  return build_mesh({'data': 8, 'fsdp': 1, 'tensor': 1})

@@ -1,0 +1,128 @@
+"""Saving, restoring on another mesh, damaged steps, mismatches."""
+
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_jax.checkpoint import Checkpoints
+from tests.helpers import Stack
+from tests.test_sharding import MESHES
+
+
+def make(config, name='data'):
+  stack = Stack(config, MESHES[name])
+  return stack.create(), stack.like
+
+
+def at(state, step):
+  return state.replace(step=jnp.full_like(state.step, step))
+
+
+def test_state_comes_back_whole_on_another_mesh(config, tmp_path):
+  config.model.width = 32
+  state, _ = make(config, 'fsdp')
+  with Checkpoints(tmp_path, keep=2) as checkpoints:
+    checkpoints.save(at(state, 7))
+  _, like = make(config, 'all')
+  with Checkpoints(tmp_path) as checkpoints:
+    restored, position = checkpoints.restore(like)
+    ema, step = checkpoints.restore_ema(like.ema)
+  assert position == step == 7 and int(restored.step) == 7
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  jax.tree.map(np.testing.assert_array_equal, restored, at(state, 7))
+  jax.tree.map(np.testing.assert_array_equal, ema, state.ema)
+  kernel = restored.params['layers']['mlp']['in']['kernel']
+  assert (
+    kernel.sharding == like.params['layers']['mlp']['in']['kernel'].sharding
+  )
+
+
+def test_keeps_the_newest_and_every_mth(config, tmp_path):
+  state, _ = make(config)
+  with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
+    for step in range(1, 8):
+      checkpoints.save(at(state, step))
+    checkpoints.save(at(state, 7))  # Saved already: nothing happens.
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps() == [4, 6, 7]
+
+
+def damage(directory):
+  """Cuts every data file of a step in half, as a full disk would."""
+  cut = 0
+  for file in directory.rglob('*'):
+    if file.is_file() and file.stat().st_size > 1000:
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+      cut += 1
+  assert cut
+
+
+def test_damaged_step_is_set_aside_and_the_one_before_used(
+  config, tmp_path, caplog
+):
+  state, like = make(config)
+  with Checkpoints(tmp_path, keep=3) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(at(state, step))
+  root = tmp_path / 'checkpoints'
+  damage(root / '3')
+  # What a killed save leaves behind.
+  (root / '4.orbax-checkpoint-tmp-17').mkdir()
+  with caplog.at_level(logging.WARNING):
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+      assert checkpoints.restore_ema(like.ema)[1] == 2
+    assert (root / '3').exists()  # Reading changes nothing.
+    with Checkpoints(tmp_path, keep=3) as checkpoints:
+      restored, position = checkpoints.restore(like)
+      assert position == 2
+      jax.tree.map(np.testing.assert_array_equal, restored, at(state, 2))
+      assert (root / '3.unreadable').exists()
+      checkpoints.save(at(state, 3))
+  assert 'checkpoints/3 cannot be read, trying the one before' in caplog.text
+  with Checkpoints(tmp_path) as checkpoints:
+    assert checkpoints.steps()[-1] == 3
+
+
+def test_nothing_readable_raises(config, tmp_path):
+  state, like = make(config)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(at(state, 1))
+  damage(tmp_path / 'checkpoints' / '1')
+  with (
+    Checkpoints(tmp_path) as checkpoints,
+    pytest.raises(ValueError, match=r'None of the checkpoints \[1\]'),
+  ):
+    checkpoints.restore(like)
+
+
+def test_no_checkpoint_is_none_and_reading_makes_no_directory(config, tmp_path):
+  _, like = make(config)
+  with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    assert checkpoints.steps() == [] and checkpoints.restore(like) is None
+  assert not list(tmp_path.iterdir())
+
+
+def test_other_model_or_dtype_is_an_error_not_damage(config, tmp_path):
+  state, like = make(config)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(at(state, 1))
+    half = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, jnp.bfloat16, sharding=x.sharding
+      ),
+      like.ema,
+    )
+    with pytest.raises(ValueError, match='float32.*bfloat16'):
+      checkpoints.restore_ema(half)
+    config.model.num_layers = 3
+    with pytest.raises(
+      ValueError, match=r'layers/adaln/bias is \(\(2, 6, 16\)'
+    ):
+      checkpoints.restore(make(config)[1])
+    config.model.num_layers, config.model.loop_embedding = 2, True
+    with pytest.raises(ValueError, match='loop/out/bias is missing'):
+      checkpoints.restore(make(config)[1])
+    assert checkpoints.steps() == [1]

@@ -1,0 +1,284 @@
+"""The commands as a user runs them: real processes, killed ones included."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = [
+  '--config=configs/mnist_diffusion.py',
+  '--config.data.source=synthetic',
+  '--config.data.image_size=8',
+  '--config.model.width=16',
+  '--config.model.num_heads=2',
+  '--config.model.patch_size=4',
+  '--config.model.max_loops=3',
+  '--config.train.batch_size=16',
+  '--config.train.log_every_steps=4',
+  '--config.checkpoint.every_steps=4',
+  '--config.sample.num_steps=3',
+  '--config.sample.batch_size=20',
+]
+
+
+def start(command, *args, env=None):
+  return subprocess.Popen(
+    [sys.executable, '-m', f'elt_jax.{command}', *args],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu'} | (env or {}),
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(command, *args, env=None, code=0):
+  process = start(command, *args, env=env)
+  out, err = process.communicate(timeout=180)
+  assert process.returncode == code, err[-3000:]
+  return out, err
+
+
+def metrics(workdir):
+  lines = (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def state_files(workdir, step):
+  """Every stored array of a checkpoint, through the checkpoint's own reader."""
+  import orbax.checkpoint as ocp
+
+  manager = ocp.CheckpointManager(
+    workdir / 'checkpoints',
+    options=ocp.CheckpointManagerOptions(read_only=True),
+  )
+  items = manager.restore(
+    step,
+    args=ocp.args.Composite(
+      state=ocp.args.StandardRestore(),
+      ema=ocp.args.StandardRestore(),
+      data=ocp.args.JsonRestore(),
+    ),
+  )
+  manager.close()
+  return {'state': items.state, 'ema': items.ema}, items.data
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+  """A workdir trained straight to step 24."""
+  workdir = tmp_path_factory.mktemp('trained') / 'run'
+  run(
+    'train',
+    *TINY,
+    f'--workdir={workdir}',
+    '--config.train.num_steps=24',
+    '--config.train.sample_every_steps=12',
+  )
+  return workdir
+
+
+def test_training_writes_what_it_says(trained):
+  records = metrics(trained)
+  assert [r['step'] for r in records] == [4, 8, 12, 16, 20, 24]
+  for name in (
+    'loss',
+    'gt_final',
+    'gt_exit',
+    'distill',
+    'gt_weight',
+    'grad_norm',
+  ):
+    assert all(np.isfinite(r[f'train/{name}']) for r in records)
+  assert sorted(p.name for p in (trained / 'checkpoints').iterdir()) == [
+    '20',
+    '24',
+  ]
+  assert list((trained / 'logs').glob('events.out.tfevents.*'))
+  grid = Image.open(trained / 'samples' / '00000024.png')
+  assert grid.size == (2 * (10 * 10 + 2), 2 * (3 * 10 + 2))
+
+
+def test_killed_run_resumes_bit_for_bit(trained, tmp_path):
+  import jax
+
+  workdir = tmp_path / 'run'
+  args = (*TINY, f'--workdir={workdir}', '--config.train.num_steps=24')
+  process = start('train', *args)
+  # Killed at a moment of the second half that differs from run to run.
+  wait_for_step(process, workdir, 8)
+  time.sleep(np.random.default_rng().uniform(0, 0.05))
+  process.kill()
+  process.communicate()
+  assert not (workdir / 'checkpoints' / '24').exists()
+  _, err = run('train', *args)
+  assert 'Resumed' in err
+  want, want_data = state_files(trained, 24)
+  got, got_data = state_files(workdir, 24)
+  jax.tree.map(np.testing.assert_array_equal, want, got)
+  assert want_data == got_data == {'next_step': 24}
+  same = lambda r: {k: v for k, v in r.items() if 'steps_per' not in k}
+  assert list(map(same, metrics(workdir))) == list(map(same, metrics(trained)))
+
+
+def wait_for_step(process, workdir, step):
+  """Until the checkpoint of `step` is whole."""
+  for _ in range(1200):
+    if (workdir / 'checkpoints' / str(step)).exists():
+      return
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    time.sleep(0.05)
+  raise AssertionError('The run did not get there in a minute.')
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_zero(tmp_path, number):
+  workdir = tmp_path / 'run'
+  process = start(
+    'train', *TINY, f'--workdir={workdir}', '--config.train.num_steps=100000'
+  )
+  wait_for_step(process, workdir, 4)
+  process.send_signal(number)
+  began = time.monotonic()
+  _, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err[-3000:]
+  assert time.monotonic() - began < 10
+  assert 'Stopping at step' in err
+  step = int(err.split('Stopping at step ')[1].split()[0])
+  assert (workdir / 'checkpoints' / str(step)).exists()
+  assert metrics(workdir)[-1]['step'] == step
+
+
+def test_sample_draws_a_row_per_loop_count(trained, tmp_path):
+  out = tmp_path / 'grid.png'
+  args = (f'--workdir={trained}', f'--out={out}', '--num=5', '--scale=1')
+  text, _ = run('sample', *args, '--loops=1,2,6', '--labels=3,1')
+  assert 'step 24' in text
+  assert Image.open(out).size == (5 * 10 + 2, 3 * 10 + 2)
+
+
+def test_evaluate_writes_the_elastic_report(trained, tmp_path):
+  out, _ = run(
+    'evaluate',
+    f'--workdir={trained}',
+    '--loops=1,3,6',
+    '--num=40',
+    env={'ELT_JAX_CACHE': str(tmp_path)},
+  )
+  assert 'floor' in out
+  report = json.loads((trained / 'elastic.json').read_text())
+  assert [row['loops'] for row in report['rows']] == [1, 3, 6]
+  for row in report['rows']:
+    assert row['fd_lenet'] > 0 and 0 <= row['class_accuracy'] <= 1
+    assert row['seconds_per_sample'] > 0
+  gflops = [row['gflops_per_sample'] for row in report['rows']]
+  np.testing.assert_allclose(
+    gflops[2] - gflops[1], 1.5 * (gflops[1] - gflops[0]), rtol=1e-6
+  )
+  recipe = report['recipe']
+  assert recipe['num_samples'] == 40 and recipe['checkpoint_step'] == 24
+  assert Image.open(trained / 'elastic.png').size[0] > 800
+
+
+def test_show_prints_without_training(tmp_path):
+  out, _ = run('show', *TINY)
+  for text in (
+    '"max_loops": 3',
+    'layers/mlp/in/kernel',
+    'GMACs per pass',
+    'beyond L_max',
+    'in the transformer layers',
+  ):
+    assert text in out, text
+
+
+@pytest.mark.parametrize(
+  'command,args,message',
+  [
+    (
+      'train',
+      [*TINY, '--config.model.wdith=8', '--workdir=x'],
+      'Did you mean "width"',
+    ),
+    ('train', TINY, '--workdir is required'),
+    (
+      'train',
+      [*TINY, '--workdir=x', '--config.objective.min_loops=3'],
+      'got 3 and 3',
+    ),
+    (
+      'train',
+      [*TINY, '--workdir=x', '--config.mesh.fsdp=2'],
+      'does not fit 1 devices',
+    ),
+    ('show', ['--config=configs/none.py'], 'configs/none.py'),
+    ('show', ['--config=configs/mnist_diffusion.py:what'], "no variant 'what'"),
+    ('sample', ['--workdir={trained}', '--loops=0'], 'integers of at least 1'),
+    ('sample', ['--workdir={trained}', '--loops=two'], "got 'two'"),
+    ('sample', ['--workdir={trained}', '--labels=10'], 'in 0..9'),
+    ('sample', ['--workdir={trained}', '--out=grid.txt'], 'must end in .png'),
+    ('sample', ['--workdir={empty}'], 'has no config.json'),
+    ('evaluate', ['--workdir={empty}/none'], 'has no config.json'),
+    (
+      'evaluate',
+      ['--workdir={trained}', '--num=1'],
+      '--num must be at least 2',
+    ),
+  ],
+)
+def test_user_errors_are_one_line_and_exit_2(
+  trained, tmp_path, command, args, message
+):
+  names = {'trained': trained, 'empty': tmp_path}
+  args = [arg.format(**names) if '{' in arg else arg for arg in args]
+  out, err = run(command, *args, code=2)
+  assert message in err and 'Traceback' not in err
+  assert len(err.strip().splitlines()) == 1 and err.startswith('Error: ')
+  assert not out and not (ROOT / 'x').exists()
+
+
+def test_workdir_of_another_config_is_refused_and_untouched(trained):
+  before = sorted(str(p) for p in trained.rglob('*'))
+  _, err = run(
+    'train',
+    *TINY,
+    f'--workdir={trained}',
+    '--config.train.num_steps=24',
+    '--config.model.width=32',
+    code=2,
+  )
+  assert 'model.width: 16 there, 32 here' in err
+  assert sorted(str(p) for p in trained.rglob('*')) == before
+
+
+def test_workdir_without_checkpoint_says_so(tmp_path, trained):
+  (tmp_path / 'config.json').write_text((trained / 'config.json').read_text())
+  _, err = run('sample', f'--workdir={tmp_path}', code=2)
+  assert 'has no checkpoint yet' in err
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
+  workdir = tmp_path / 'run'
+  _, err = run(
+    'train',
+    *TINY,
+    f'--workdir={workdir}',
+    '--config.train.num_steps=40',
+    '--config.optim.learning_rate=1e30',
+    '--config.optim.warmup_steps=0',
+    '--config.optim.clip_norm=0',
+    code=1,
+  )
+  assert ' is nan at step ' in err or ' is inf at step ' in err
+  assert 'Traceback' not in err
+  steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir()]
+  failed = int(err.split(' at step ')[1].split('.')[0])
+  assert all(step < failed for step in steps)

@@ -1,0 +1,214 @@
+"""The diffusion sampler against closed forms, and its invariances."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_jax import flops
+from elt_jax.models.elt import build_model
+from elt_jax.objectives import diffusion
+from elt_jax.samplers.diffusion import DiffusionSampler, build_sampler
+from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.guidance import guided
+from tests.helpers import init, noisy
+
+ALL = jnp.array([0.0, 1.0])
+
+
+class Gaussian:
+  """The exact denoiser of data N(mean, std^2), in place of a network."""
+
+  def __init__(self, schedule, mean=0.3, std=0.5):
+    self.schedule, self.mean, self.std = schedule, mean, std
+
+  def apply(self, params, z, t, labels, num_loops):
+    alpha, sigma = diffusion.alpha_sigma(self.schedule.logsnr(t))
+    alpha, sigma = (diffusion.per_image(a, z) for a in (alpha, sigma))
+    gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
+    return self.mean + gain * (z - alpha * self.mean), None
+
+
+@pytest.mark.parametrize('eta,steps', [(0.0, 200), (1.0, 400), (0.5, 300)])
+def test_exact_denoiser_gives_exact_moments(eta, steps):
+  schedule = diffusion.CosineSchedule(-12.0, 12.0)
+  sampler = DiffusionSampler(
+    Gaussian(schedule), (8, 8, 1), schedule, 'x0', steps, eta, False, 0
+  )
+  x = jax.jit(sampler)(
+    {}, jax.random.key(0), jnp.zeros(512, jnp.int32), 1, jnp.float32(1), ALL
+  )
+  np.testing.assert_allclose(x.mean(), 0.3, atol=0.01)
+  np.testing.assert_allclose(x.std(), 0.5, atol=0.01)
+
+
+def test_eta_one_is_the_ddpm_posterior():
+  """Mean and variance of q(z_s | z_t, x) from Bayes' rule."""
+  schedule = diffusion.CosineSchedule(-10.0, 10.0)
+  sampler = DiffusionSampler(None, (), schedule, 'x0', 1, 1.0, False, 0)
+  z, x0, t, s = 0.7, -0.4, jnp.float32(0.6), jnp.float32(0.35)
+  a_t, s_t = diffusion.alpha_sigma(schedule.logsnr(t))
+  a_s, s_s = diffusion.alpha_sigma(schedule.logsnr(s))
+  a_ts = a_t / a_s
+  var_ts = s_t**2 - a_ts**2 * s_s**2
+  precision = 1 / s_s**2 + a_ts**2 / var_ts
+  mean = (a_s * x0 / s_s**2 + a_ts * z / var_ts) / precision
+  move = lambda noise: sampler._move(z, x0, t, s, lambda: noise)
+  np.testing.assert_allclose(move(0.0), mean, rtol=1e-5)
+  np.testing.assert_allclose(
+    move(1.0) - move(0.0), np.sqrt(1 / precision), rtol=1e-5
+  )
+
+
+def test_guidance_is_u_plus_s_times_the_difference():
+  model = lambda z, labels: z * (1.0 + labels[:, None])
+  z, labels = jnp.ones((2, 3)), jnp.array([1, 2])
+  run = lambda s, on=True: guided(model, z, labels, 9, s, jnp.bool_(on))
+  conditional, unconditional = model(z, labels), model(z, jnp.array([9, 9]))
+  np.testing.assert_allclose(run(0.0), unconditional)
+  np.testing.assert_allclose(run(1.0), conditional)
+  np.testing.assert_allclose(
+    run(2.5), unconditional + 2.5 * (conditional - unconditional)
+  )
+  np.testing.assert_allclose(run(2.5, on=False), conditional)
+
+
+def draw_with(config, **changes):
+  for key, value in changes.items():
+    config.sample[key] = value
+  model, params, _ = init(config)
+  mesh = jax.make_mesh(
+    (8, 1, 1),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+  )
+  return Draw(config, model, mesh), noisy(params, 0.1)
+
+
+def test_one_compilation_serves_every_loop_count_and_schedule(config):
+  model = build_model(config)
+  sampler = build_sampler(config, model)
+  params = noisy(init(config)[1])
+  traces = []
+
+  @jax.jit
+  def sample(loops, guidance, interval):
+    traces.append(loops)
+    return sampler(
+      params, jax.random.key(0), jnp.arange(2), loops, guidance, interval
+    )
+
+  schedules = [np.full(4, n, np.int32) for n in range(1, 7)]
+  schedules += [np.array(s, np.int32) for s in ([1, 2, 3, 6], [4, 3, 2, 1])]
+  out = [
+    np.asarray(sample(loops, jnp.float32(scale), interval))
+    for loops in schedules
+    for scale, interval in ((1.0, ALL), (2.0, jnp.array([0.2, 0.7])))
+  ]
+  assert len(traces) == 1
+  different = {x.tobytes() for x in out}
+  assert len(different) == len(out)
+
+
+def test_constant_schedule_is_the_scalar_and_schedules_matter(config):
+  draw, params = draw_with(config)
+  labels = np.arange(4)
+  scalar = draw(params, labels, 3, seed=0)
+  np.testing.assert_array_equal(
+    draw(params, labels, [3, 3, 3, 3], seed=0), scalar
+  )
+  assert (
+    np.abs(draw(params, labels, [1, 3, 3, 3], seed=0) - scalar).max() > 1e-5
+  )
+
+
+def test_a_sample_depends_on_its_seed_and_index_alone(config):
+  draw, params = draw_with(config)
+  labels = np.arange(12) % 4
+  whole = draw(params, labels, 2, seed=1)
+  np.testing.assert_allclose(
+    draw(params, labels[:5], 2, seed=1), whole[:5], atol=1e-6
+  )
+  assert np.abs(draw(params, labels, 2, seed=2) - whole).max() > 0.1
+
+
+def test_samples_do_not_depend_on_the_number_of_devices(config):
+  draw, params = draw_with(config)
+  labels = np.arange(8) % 4
+  model = build_model(config)
+  alone = jax.make_mesh(
+    (1, 1, 1),
+    ('data', 'fsdp', 'tensor'),
+    axis_types=(jax.sharding.AxisType.Auto,) * 3,
+    devices=jax.devices()[:1],
+  )
+  np.testing.assert_allclose(
+    draw(params, labels, 2, seed=0),
+    Draw(config, model, alone)(params, labels, 2, seed=0),
+    atol=1e-5,
+  )
+
+
+def test_ddpm_differs_from_ddim_and_both_are_repeatable(config):
+  out = {}
+  for method in ('ddim', 'ddpm'):
+    draw, params = draw_with(config, method=method)
+    out[method] = draw(params, np.arange(4), 2, seed=0)
+    np.testing.assert_array_equal(
+      draw(params, np.arange(4), 2, seed=0), out[method]
+    )
+  assert np.abs(out['ddim'] - out['ddpm']).max() > 0.01
+
+
+def test_clip_bounds_the_result(config):
+  draw, params = draw_with(config, clip=True)
+  assert np.abs(draw(params, np.arange(4), 2, seed=0)).max() <= 1
+  draw, params = draw_with(config, clip=False)
+  big = jax.tree.map(lambda x: 5 * x, params)
+  assert np.abs(draw(big, np.arange(4), 2, seed=0)).max() > 1
+
+
+@pytest.mark.parametrize('labels', [[-1], [0, 4]])
+def test_labels_out_of_range_raise(config, labels):
+  draw, params = draw_with(config)
+  with pytest.raises(ValueError, match=r'Labels must be in 0\.\.3'):
+    draw(params, np.array(labels), 1, seed=0)
+
+
+@pytest.mark.parametrize('loops', [0, [1, 2], [1, 2, 0, 1]])
+def test_bad_loops_raise(config, loops):
+  draw, params = draw_with(config)
+  with pytest.raises(ValueError, match='one number or one per sampling step'):
+    draw(params, np.arange(2), loops, seed=0)
+
+
+def test_the_guided_steps_counted_are_the_ones_run(config):
+  """FLOPs count the unconditional passes the sampler really makes."""
+  config.sample.num_steps, config.sample.guidance = 10, 2.0
+  config.sample.guidance_low, config.sample.guidance_high = 0.15, 0.65
+  calls = []
+
+  class Counting:
+    def apply(self, params, z, t, labels, num_loops):
+      jax.debug.callback(lambda n=z.shape[0]: calls.append(n))
+      return jnp.zeros_like(z), None
+
+  sampler = dataclasses.replace(
+    build_sampler(config, build_model(config)), model=Counting()
+  )
+  interval = jnp.array([0.15, 0.65])
+  jax.block_until_ready(
+    jax.jit(sampler)(
+      {},
+      jax.random.key(0),
+      jnp.zeros(2, jnp.int32),
+      1,
+      jnp.float32(2),
+      interval,
+    )
+  )
+  jax.effects_barrier()
+  assert calls.count(4) == flops.guided_steps(config) == 5
+  assert calls.count(2) == 5

@@ -1,0 +1,129 @@
+"""The optimizer step: schedules, decay, clipping, averages, accumulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from elt_jax import optim
+from elt_jax.train_step import batch_sharding, ema_decay
+from tests.helpers import Stack, init, make_batch
+
+
+def run(config, steps, shape=None):
+  stack = Stack(config, shape)
+  state, step, losses = stack.create(), stack.step(), []
+  for i in range(steps):
+    batch = make_batch(config, seed=i)
+    state, metrics = step(
+      state, jax.device_put(batch, batch_sharding(stack.mesh))
+    )
+    losses.append(metrics)
+  return state, jax.device_get(losses), step
+
+
+def test_training_lowers_the_loss_on_one_batch(config):
+  config.optim.learning_rate = 3e-3
+  config.objective.exits = 'none'
+  stack = Stack(config)
+  state, step, losses = stack.create(), stack.step(), []
+  batch = jax.device_put(make_batch(config), batch_sharding(stack.mesh))
+  for _ in range(150):
+    state, metrics = step(state, batch)
+    losses.append(float(metrics['loss']))
+  assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:20])
+
+
+def test_one_compilation_for_all_steps(config):
+  _, metrics, step = run(config, 6)
+  assert step._cache_size() == 1
+  assert len({m['exit_loop'] for m in metrics}) > 1
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_does_not(config):
+  first, _, _ = run(config, 2)
+  again, _, _ = run(config, 2)
+  jax.tree.map(np.testing.assert_array_equal, first, again)
+  config.train.seed = 1
+  other, _, _ = run(config, 2)
+  kernel = lambda s: s.params['head']['out']['kernel']
+  assert np.abs(kernel(first) - kernel(other)).max() > 0
+
+
+@pytest.mark.parametrize('shape', [None, {'data': 4, 'fsdp': 2, 'tensor': 1}])
+def test_accumulation_equals_the_whole_batch(config, shape):
+  whole, whole_metrics, _ = run(config, 2, shape)
+  config.train.accumulate_steps = 2
+  parts, parts_metrics, _ = run(config, 2, shape)
+  np.testing.assert_allclose(
+    whole_metrics[-1]['loss'], parts_metrics[-1]['loss'], rtol=1e-5
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5),
+    whole.params,
+    parts.params,
+  )
+
+
+def test_ema_warms_up_and_follows_the_parameters(config):
+  decays = [float(ema_decay(jnp.int32(s), 0.99)) for s in (0, 90, 10**6)]
+  np.testing.assert_allclose(decays, [0.1, 0.91, 0.99], rtol=1e-6)
+  config.optim.ema_decay = 0.0
+  state, _, _ = run(config, 2)
+  jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
+
+
+def test_weight_decay_touches_kernels_alone(config):
+  _, params, _ = init(config)
+  mask = optim.decay_mask(params)
+  for (path, decays), leaf in zip(
+    jax.tree_util.tree_flatten_with_path(mask)[0],
+    jax.tree.leaves(params),
+    strict=True,
+  ):
+    assert decays == (path[-1].key == 'kernel'), path
+    assert leaf.ndim >= 2 or not decays
+  assert not mask['embed']['classes'] and mask['embed']['patch']['kernel']
+
+  config.optim.weight_decay, config.optim.learning_rate = 0.5, 0.1
+  optimizer = optim.build_optimizer(config)
+  ones = jax.tree.map(jnp.ones_like, params)
+  nothing = jax.tree.map(jnp.zeros_like, params)
+  updates, _ = optimizer.update(nothing, optimizer.init(ones), ones)
+  np.testing.assert_allclose(updates['head']['out']['kernel'], -0.05, rtol=1e-6)
+  np.testing.assert_array_equal(updates['head']['out']['bias'], 0)
+
+
+def test_clipping_bounds_the_update_direction(config):
+  config.optim.clip_norm = 0.5
+  optimizer = optim.build_optimizer(config)
+  clip = optimizer.update
+  params = {'w': {'kernel': jnp.zeros(4)}}
+  big = {'w': {'kernel': jnp.array([3.0, 4.0, 0.0, 0.0])}}
+  _, state = clip(big, optimizer.init(params), params)
+  # Adam's first moment is (1 - b1) times the clipped gradient.
+  moment = optax.tree_utils.tree_get(state, 'mu')['w']['kernel']
+  np.testing.assert_allclose(np.linalg.norm(moment), 0.1 * 0.5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+  'schedule,at_half,at_end',
+  [
+    ('constant', 1.0, 1.0),
+    ('linear', 0.5, 0.0),
+    ('cosine', 0.5, 0.0),
+    ('rsqrt', (1 + 50 / 10) ** -0.5, (1 + 100 / 10) ** -0.5),
+  ],
+)
+def test_schedules(config, schedule, at_half, at_end):
+  config.train.num_steps = 110
+  config.optim.update(
+    {'schedule': schedule, 'warmup_steps': 10, 'learning_rate': 2.0}
+  )
+  rate = optim.learning_rate(config)
+  np.testing.assert_allclose(rate(0), 0.0)
+  np.testing.assert_allclose(rate(5), 1.0)
+  np.testing.assert_allclose(rate(10), 2.0)
+  np.testing.assert_allclose(rate(60), 2 * at_half, rtol=1e-5)
+  np.testing.assert_allclose(rate(110), 2 * at_end, atol=1e-6)
