@@ -137,6 +137,8 @@ class Checkpoints:
 
   def _newest(self, read: Callable[[int], Any]) -> Any:
     """`read(step)` of the newest step that can be read."""
+    if self._manager is not None:
+      self._manager.wait_until_finished()
     steps = self.steps()
     for step in reversed(steps):
       try:

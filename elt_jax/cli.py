@@ -109,5 +109,7 @@ def _fail(error: Exception, debug: bool, code: int) -> None:
   message = str(error)
   if isinstance(error, KeyError):  # Its str is the repr of its argument.
     message = f'Unknown key {error.args[0]}'
+  if 'Traceback' in message:  # Of an error raised in the config file.
+    message = message.strip().splitlines()[-1]
   print(f'Error: {" ".join(message.split())}', file=sys.stderr)
   raise SystemExit(code) from None

@@ -94,7 +94,8 @@ def validate(config: ConfigDict) -> ConfigDict:
       raise ValueError(f'config.{key} must be one of {allowed}, got {value!r}.')
   for key, (low, high) in _RANGES.items():
     value = lookup(config, key)
-    if value < low or (high is not None and value > high):
+    # Written so that NaN fails too.
+    if not (low <= value and (high is None or value <= high)):
       bound = f'at least {low}' if high is None else f'in [{low}, {high}]'
       raise ValueError(f'config.{key} must be {bound}, got {value}.')
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
@@ -21,7 +22,10 @@ def learning_rate(config: Any) -> optax.Schedule:
     'constant': optax.constant_schedule(peak),
     'cosine': optax.cosine_decay_schedule(peak, rest),
     'linear': optax.linear_schedule(peak, 0.0, rest),
-    'rsqrt': lambda step: peak * (1 + step / max(warmup, 1)) ** -0.5,
+    # Joined schedules are evaluated before their start too.
+    'rsqrt': lambda step: (
+      peak * (1 + jnp.maximum(step, 0) / max(warmup, 1)) ** -0.5
+    ),
   }[o.schedule]
   if not warmup:
     return after

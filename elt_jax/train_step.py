@@ -65,8 +65,8 @@ def build_train_step(
     decay = ema_decay(state.step, config.optim.ema_decay)
     ema = optax.incremental_update(params, state.ema, 1 - decay)
     metrics |= {
-      'grad_norm': optax.global_norm(grads),
-      'param_norm': optax.global_norm(params),
+      'grad_norm': optax.tree.norm(grads),
+      'param_norm': optax.tree.norm(params),
       'learning_rate': schedule(state.step),
     }
     metrics = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}

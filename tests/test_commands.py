@@ -52,6 +52,11 @@ def metrics(workdir):
   return [json.loads(line) for line in lines]
 
 
+def picture_size(path):
+  with Image.open(path) as picture:
+    return picture.size
+
+
 def state_files(workdir, step):
   """Every stored array of a checkpoint, through the checkpoint's own reader."""
   import orbax.checkpoint as ocp
@@ -103,8 +108,8 @@ def test_training_writes_what_it_says(trained):
     '24',
   ]
   assert list((trained / 'logs').glob('events.out.tfevents.*'))
-  grid = Image.open(trained / 'samples' / '00000024.png')
-  assert grid.size == (2 * (10 * 10 + 2), 2 * (3 * 10 + 2))
+  size = picture_size(trained / 'samples' / '00000024.png')
+  assert size == (2 * (10 * 10 + 2), 2 * (3 * 10 + 2))
 
 
 def test_killed_run_resumes_bit_for_bit(trained, tmp_path):
@@ -162,7 +167,7 @@ def test_sample_draws_a_row_per_loop_count(trained, tmp_path):
   args = (f'--workdir={trained}', f'--out={out}', '--num=5', '--scale=1')
   text, _ = run('sample', *args, '--loops=1,2,6', '--labels=3,1')
   assert 'step 24' in text
-  assert Image.open(out).size == (5 * 10 + 2, 3 * 10 + 2)
+  assert picture_size(out) == (5 * 10 + 2, 3 * 10 + 2)
 
 
 def test_evaluate_writes_the_elastic_report(trained, tmp_path):
@@ -185,7 +190,7 @@ def test_evaluate_writes_the_elastic_report(trained, tmp_path):
   )
   recipe = report['recipe']
   assert recipe['num_samples'] == 40 and recipe['checkpoint_step'] == 24
-  assert Image.open(trained / 'elastic.png').size[0] > 800
+  assert picture_size(trained / 'elastic.png')[0] > 800
 
 
 def test_show_prints_without_training(tmp_path):

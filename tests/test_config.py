@@ -101,7 +101,8 @@ def test_not_a_workdir(tmp_path):
     config_lib.load(tmp_path)
 
 
-def experiments():
+def experiments() -> list:
+  found = []
   for path in sorted((ROOT / 'configs').glob('*.py')):
     if path.stem == 'base':
       continue
@@ -109,7 +110,8 @@ def experiments():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     for variant in ('', *getattr(module, 'VARIANTS', ())):
-      yield pytest.param(module, variant, id=f'{path.stem}:{variant}')
+      found.append(pytest.param(module, variant, id=f'{path.stem}:{variant}'))
+  return found
 
 
 @pytest.mark.parametrize('module,variant', experiments())

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+from PIL import Image
 import pytest
 
 from elt_jax import viz
@@ -114,9 +115,8 @@ def test_report_is_written_and_the_figure_holds_every_row(tmp_path):
   pictures = np.full((3, 12, 8, 8, 1), 200, np.uint8)
   paths = elastic.write(str(tmp_path), report(), pictures)
   assert json.loads(paths[0].read_text()) == report()
-  from PIL import Image
-
-  figure = np.asarray(Image.open(paths[1]))
+  with Image.open(paths[1]) as file:
+    figure = np.asarray(file)
   assert figure.shape[1] > 800
   # Three strips of bright samples.
   assert (figure[..., :3] == 200).all(-1).sum() > 3 * 12 * 8 * 8

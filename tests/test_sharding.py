@@ -76,7 +76,7 @@ def test_specs_are_the_golden_ones(config):
   paths = jax.tree_util.tree_flatten_with_path(stack.abstract)[0]
   for (path, _), spec in zip(paths, flat, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    found[name] = [list(a) if isinstance(a, tuple) else a for a in spec]
+    found[name] = ' '.join('-' if a is None else str(a) for a in spec)
   if not GOLDEN.exists():
     GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + '\n')
     pytest.fail(
