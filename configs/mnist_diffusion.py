@@ -64,7 +64,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.checkpoint.every_steps = 600
   c.sample.update({'num_steps': 25, 'guidance': 2.0})
   if variant == 'long':
-    c.train.update({'num_steps': 9000, 'sample_every_steps': 3000})
+    c.train.update({'num_steps': 6000, 'sample_every_steps': 1000})
     c.optim.ema_decay = 0.998
     c.checkpoint.every_steps = 1000
   return c

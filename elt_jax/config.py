@@ -36,6 +36,7 @@ _CHOICES = {
   'model.remat': ('none', 'layer', 'loop', 'dots'),
   'objective.exits': ('ilsd', 'none', 'all'),
   'objective.prediction': ('v', 'x0', 'eps'),
+  'objective.weighting': ('sigmoid', 'v'),
   'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
   'sample.method': ('ddim', 'ddpm'),
 }

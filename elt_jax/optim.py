@@ -6,8 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-SCHEDULES = ('constant', 'cosine', 'linear', 'rsqrt')
-
 
 def learning_rate(config: Any) -> optax.Schedule:
   """step -> learning rate: linear warm-up from 0, then the named schedule.

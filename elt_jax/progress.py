@@ -37,6 +37,13 @@ class Progress:
     if self._bar is not None:
       self._bar.close()
 
+  def restart(self, first: Any) -> None:
+    """Waits for the first step's arrays; rates count from here."""
+    jax.block_until_ready(first)
+    seconds = time.monotonic() - self._last_time
+    log.info('First step, compilation included: %.1f s.', seconds)
+    self._last_step, self._last_time = self._last_step + 1, time.monotonic()
+
   def step(self) -> None:
     """One step was dispatched."""
     if self._bar is not None:
@@ -64,5 +71,5 @@ class Progress:
       )
 
   def skip_time(self, seconds: float) -> None:
-    """Leaves out time not spent on steps (compiling, sampling, saving)."""
+    """Leaves out time not spent on steps (sampling)."""
     self._last_time += seconds

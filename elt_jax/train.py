@@ -106,11 +106,18 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
       Progress(num_steps, start) as progress,
     ):
       for step in range(start + 1, num_steps + 1):
-        with jax.profiler.StepTraceAnnotation('train', step_num=step):
-          state, metrics = train_step(state, next(batches))
+        batch = next(batches)
+        with (
+          jax.profiler.StepTraceAnnotation('train', step_num=step),
+          jax.transfer_guard('disallow'),
+        ):
+          state, metrics = train_step(state, batch)
+        if step == start + 1:
+          progress.restart(metrics)
         window.add(metrics)
         progress.step()
-        last = step == num_steps or interrupt.asked
+        stop = interrupt.asked  # Read once: it may change at any time.
+        last = stop or step == num_steps
         if last or step % config.train.log_every_steps == 0:
           means = window.read()
           progress.report(step, {'loss': means['train/loss']})
@@ -119,14 +126,14 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         if last or step % k.every_steps == 0:
           window.read()  # A state that is not finite is never saved.
           checkpoints.save(state)
-        if draw and (last or step % config.train.sample_every_steps == 0):
+        if draw and not stop and step % config.train.sample_every_steps == 0:
           began = time.monotonic()
           picture = sample_grid(draw, state.ema, config)
           path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
           viz.save_png(path, picture, scale=2)
           writer.write_images(step, {'samples': picture})
           progress.skip_time(time.monotonic() - began)
-        if interrupt.asked:
+        if stop:
           log.warning('Stopping at step %d of %d: saved.', step, num_steps)
           return
 

@@ -27,8 +27,6 @@ Array = jax.Array
 Params = Any
 Head = Callable[[Array], Array]
 
-REMAT = ('none', 'layer', 'loop', 'dots')
-
 
 @dataclasses.dataclass(frozen=True)
 class ELT:

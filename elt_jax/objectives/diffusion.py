@@ -19,8 +19,6 @@ from elt_jax.objectives.ilsd import ExitLoss, Metrics
 
 Array = jax.Array
 
-PREDICTIONS = ('v', 'x0', 'eps')
-
 
 @dataclasses.dataclass(frozen=True)
 class CosineSchedule:
@@ -54,7 +52,7 @@ class CosineSchedule:
 
 
 def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
-  """(alpha, sigma): squares sum to 1, log of their ratio is `logsnr`."""
+  """(alpha, sigma), alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
   return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
@@ -86,13 +84,10 @@ def loss_weight(
   the plain mean squared error of v, weight 1 on v.
   """
   if bias is None:
-    form = {'eps': -logsnr, 'x0': logsnr}
-    # 1/alpha^2 = 1 + exp(-lambda) on eps, 1/sigma^2 = 1 + exp(lambda) on x0.
-    return (
-      1 + jnp.exp(form[prediction])
-      if prediction != 'v'
-      else jnp.ones_like(logsnr)
-    )
+    if prediction == 'v':
+      return jnp.ones_like(logsnr)
+    # 1 / sigma^2 = 1 + exp(lambda) on x0, 1 / alpha^2 on eps.
+    return 1 + jnp.exp(logsnr if prediction == 'x0' else -logsnr)
   if prediction == 'x0':
     return 0.5 * density * math.exp(bias) * jax.nn.sigmoid(logsnr - bias)
   weight = 0.5 * density * jax.nn.sigmoid(bias - logsnr)

@@ -24,8 +24,6 @@ from elt_jax.models.looped import loop_states, run_loops
 Array = jax.Array
 Metrics = dict[str, Array]
 
-EXITS = ('ilsd', 'none', 'all')
-
 
 @dataclasses.dataclass(frozen=True)
 class ExitLoss:

@@ -20,8 +20,6 @@ from elt_jax.samplers.guidance import guided
 
 Array = jax.Array
 
-METHODS = ('ddim', 'ddpm')
-
 
 @struct.dataclass
 class SamplerState:

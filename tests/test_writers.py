@@ -1,0 +1,52 @@
+"""Metric records, and what a resumed run makes of those of a killed one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from elt_jax import files
+from elt_jax.writers import MetricWriter
+
+
+def records(tmp_path):
+  text = (tmp_path / 'logs' / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_scalars_are_lines_and_events(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    writer.write_scalars(1, {'a': 0.5})
+    writer.write_scalars(2, {'a': 0.25, 'b': 3.0})
+    writer.write_images(2, {'grid': np.zeros((4, 4, 3), np.uint8)})
+  assert records(tmp_path) == [
+    {'step': 1, 'a': 0.5},
+    {'step': 2, 'a': 0.25, 'b': 3.0},
+  ]
+  (events,) = (tmp_path / 'logs').glob('events.*')
+  assert events.stat().st_size > 100
+
+
+def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
+  with MetricWriter(tmp_path) as writer:
+    for step in (10, 20, 30):
+      writer.write_scalars(step, {'a': float(step)})
+  path = tmp_path / 'logs' / 'metrics.jsonl'
+  path.write_text(path.read_text() + '{"step": 40, "a"')  # Killed here.
+  with MetricWriter(tmp_path, start_step=20) as writer:
+    writer.write_scalars(30, {'a': 31.0})
+  assert records(tmp_path) == [
+    {'step': 10, 'a': 10.0},
+    {'step': 20, 'a': 20.0},
+    {'step': 30, 'a': 31.0},
+  ]
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+  path = tmp_path / 'x.txt'
+  files.write_text(path, 'old')
+  with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+    temporary.write_text('half of the new')
+    raise RuntimeError
+  assert path.read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [path]
