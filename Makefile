@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv quickstart test test-slow lint format bench ablation clean
+.PHONY: venv quickstart test lint format bench ablation
 
 venv: $(READY)
 
@@ -21,13 +21,11 @@ quickstart: venv
 	  --workdir=runs/quickstart
 	$(BIN)/python -m elt_jax.sample --workdir=runs/quickstart \
 	  --loops=1,2,3,4 --num=10 --out=runs/quickstart/samples/loops.png
-	$(BIN)/python -m elt_jax.evaluate --workdir=runs/quickstart --num=500
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/quickstart \
+	  --loops=1,2,3,4,6,8 --num=500
 
 test: venv
-	$(BIN)/python -m pytest
-
-test-slow: venv
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: venv
 	$(BIN)/ruff check .

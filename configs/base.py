@@ -9,7 +9,7 @@ import ml_collections
 
 
 def get_base() -> ml_collections.ConfigDict:
-  """A fresh config with every key; experiments change values, add no keys."""
+  """A fresh config with every key; locked: experiments change values only."""
   c = ml_collections.ConfigDict()
 
   c.model = m = ml_collections.ConfigDict()
@@ -88,4 +88,4 @@ def get_base() -> ml_collections.ConfigDict:
   s.clip = True  # data estimate to [-1, 1]: pixels yes, latents no
   s.batch_size = 250
 
-  return c
+  return c.lock()

@@ -16,7 +16,7 @@ import numpy as np
 
 from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import mesh as mesh_lib
-from elt_jax.data import sources
+from elt_jax.data import pipeline, sources
 from elt_jax.models.elt import build_model
 from elt_jax.objectives.diffusion import build_objective
 from elt_jax.samplers.draw import Draw
@@ -52,11 +52,8 @@ class Step:
     shardings = sharding.to_shardings(specs, mesh)
     self._state = train_state.create_state(config, model, optimizer, shardings)
     source = sources.load_source(config, 'train')
-    n = config.train.batch_size
-    self._batch = jax.device_put(
-      {'image': source.images[:n], 'label': source.labels[:n]},
-      batch_sharding(mesh),
-    )
+    batch = next(iter(pipeline.build_dataset(config, source)))
+    self._batch = jax.device_put(batch, batch_sharding(mesh))
     self._step = build_train_step(
       config, build_objective(config, model), optimizer, mesh, shardings
     )

@@ -11,6 +11,7 @@ warning, and the one before it is used.
 from collections.abc import Callable
 import logging
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -47,8 +48,11 @@ class Checkpoints:
       max_to_keep=None if read_only else keep,
       keep_period=keep_every or None,
       create=not read_only,
+      cleanup_tmp_directories=not read_only,
       read_only=read_only,
     )
+    for path in self._directory.glob('*.orbax-checkpoint-tmp*'):
+      log.warning('%s is what a killed save left behind: ignored.', path)
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager | None:
@@ -114,8 +118,14 @@ class Checkpoints:
           ema=ocp.args.StandardRestore(like.ema),
           state=ocp.args.StandardRestore(_without_ema(like)),
           data=ocp.args.JsonRestore(),
+          meta=ocp.args.JsonRestore(),
         ),
       )
+      if items.meta['format'] != FORMAT:
+        raise _Mismatch(
+          f'Checkpoint {step} has format {items.meta["format"]}, this code '
+          f'reads format {FORMAT}.'
+        )
       s = items.state
       state = TrainState(s['step'], s['params'], s['opt_state'], items.ema)
       return state, items.data['next_step']
@@ -139,33 +149,37 @@ class Checkpoints:
     """`read(step)` of the newest step that can be read."""
     if self._manager is not None:
       self._manager.wait_until_finished()
-    steps = self.steps()
+    steps, damaged = self.steps(), []
     for step in reversed(steps):
       try:
-        return read(step)
+        found = read(step)
       except _Mismatch:
         raise
       except Exception as e:  # Orbax raises bare Exception on damaged files.
-        reason = str(e).splitlines()[0][:200]
         log.warning(
-          'Checkpoint %s cannot be read, trying the one before it. (%s)',
+          'Checkpoint %s cannot be read, trying the one before it. (%.200s)',
           self._directory / str(step),
-          reason,
+          repr(e).replace('\n', ' '),
         )
-        self._set_aside(step)
+        damaged.append(step)
+      else:
+        self._set_aside(damaged)
+        return found
     if steps:
       raise ValueError(
-        f'None of the checkpoints {steps} in {self._directory} can be read.'
+        f'None of the checkpoints {steps} in {self._directory} can be read; '
+        'nothing was changed.'
       )
     return None
 
-  def _set_aside(self, step: int) -> None:
-    """Renames a damaged step, so that training may save that step again."""
-    if self._read_only:
+  def _set_aside(self, steps: list[int]) -> None:
+    """Renames damaged steps, so that training may save those steps again."""
+    if self._read_only or not steps:
       return
     self._manager.close()
-    path = self._directory / str(step)
-    path.rename(path.with_name(f'{step}.unreadable'))
+    for step in steps:
+      path = self._directory / str(step)
+      path.rename(path.with_name(f'{step}.unreadable.{time.time_ns()}'))
     self._manager = self._open()
 
   def _check(self, step: int, item: str, like: Any) -> None:

@@ -13,15 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 
 USER_ERROR = 2
-# What a wrong flag, key, value or file raises in absl, ml_collections or here.
-_USER_ERRORS = (
-  flags.Error,
-  ValueError,
-  KeyError,
-  AttributeError,
-  TypeError,
-  OSError,
-)
 
 
 def add_config(values: flags.FlagValues) -> None:
@@ -40,6 +31,17 @@ def required(args: flags.FlagValues, name: str) -> Any:
   if (value := args[name].value) in (None, ''):
     raise ValueError(f'--{name} is required; see --help.')
   return value
+
+
+def workdir(args: flags.FlagValues) -> str:
+  """--workdir, a directory of this machine or mounted on it."""
+  path = required(args, 'workdir')
+  if '://' in path:
+    raise ValueError(
+      f'--workdir must be a path, got the address {path}: mount the bucket '
+      '(gcsfuse, for one) and give the directory.'
+    )
+  return path
 
 
 def parse_integers(
@@ -88,15 +90,17 @@ def run(
   logging.getLogger('elt_jax').setLevel(logging.INFO)
   # Says at every start, as a warning, that a read-only manager reads only.
   logging.getLogger('absl').setLevel(logging.ERROR)
-  debug = '--debug' in sys.argv[1:]
   try:
     if rest := values(sys.argv)[1:]:
       raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')
+  except Exception as e:  # A config file may raise anything.
+    _fail(e, '--debug' in sys.argv[1:], USER_ERROR)
+  try:
     main(values)
-  except _USER_ERRORS as e:
-    _fail(e, debug, USER_ERROR)
+  except (ValueError, OSError) as e:
+    _fail(e, values.debug, USER_ERROR)
   except FloatingPointError as e:
-    _fail(e, debug, 1)
+    _fail(e, values.debug, 1)
   except KeyboardInterrupt:
     print('Interrupted.', file=sys.stderr)
     raise SystemExit(130) from None
@@ -111,5 +115,6 @@ def _fail(error: Exception, debug: bool, code: int) -> None:
     message = f'Unknown key {error.args[0]}'
   if 'Traceback' in message:  # Of an error raised in the config file.
     message = message.strip().splitlines()[-1]
-  print(f'Error: {" ".join(message.split())}', file=sys.stderr)
+  message = ' '.join(message.split())
+  print(f'Error: {message} (--debug shows where)', file=sys.stderr)
   raise SystemExit(code) from None

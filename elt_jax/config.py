@@ -17,7 +17,7 @@ from elt_jax import files
 ConfigDict = ml_collections.ConfigDict
 
 # What may differ between a workdir's config and the one it is resumed with:
-# nothing here changes the numbers of the run.
+# nothing here changes the numbers of the run, but for rounding.
 RESUMABLE = (
   'checkpoint.',
   'mesh.',
@@ -135,6 +135,17 @@ def validate(config: ConfigDict) -> ConfigDict:
       f'train.accumulate_steps = {t.accumulate_steps}.'
     )
   s = config.sample
+  if o.label_dropout == 0 and s.guidance != 1:
+    raise ValueError(
+      f'sample.guidance = {s.guidance} needs objective.label_dropout > 0: '
+      'without it the unconditional class is never trained. Set '
+      'sample.guidance=1.'
+    )
+  if t.sample_every_steps and d.num_channels not in (1, 3):
+    raise ValueError(
+      f'train.sample_every_steps = {t.sample_every_steps} draws pictures, '
+      f'which need 1 or 3 channels, not {d.num_channels}.'
+    )
   if not 0 <= s.guidance_low <= s.guidance_high <= 1:
     raise ValueError(
       'sample.guidance_low and sample.guidance_high must satisfy 0 <= low '
@@ -181,23 +192,24 @@ def _flat(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def claim_workdir(config: ConfigDict, workdir: str | pathlib.Path) -> None:
-  """Writes config.json, or checks that the workdir belongs to `config`.
+  """Writes config.json, after checking that a started run is of `config`.
 
   Raises:
-    ValueError: if the workdir was made with another config, naming the keys.
+    ValueError: if the workdir holds checkpoints of another config, naming the
+      keys that differ. `RESUMABLE` keys may.
   """
   path = pathlib.Path(workdir) / 'config.json'
-  if not path.exists():
-    files.write_text(path, to_json(config))
-    return
-  old, new = dict(_flat(load(workdir))), dict(_flat(config))
-  differ = [
-    f'{key}: {old.get(key)!r} there, {new.get(key)!r} here'
-    for key in sorted(old.keys() | new.keys())
-    if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
-  ]
-  if differ:
-    raise ValueError(
-      f'{workdir} belongs to another config ({"; ".join(differ)}). Use '
-      'another --workdir, or the values of the first run.'
-    )
+  checkpoints = path.parent / 'checkpoints'
+  if path.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
+    old, new = dict(_flat(load(workdir))), dict(_flat(config))
+    differ = [
+      f'{key}: {old.get(key)!r} there, {new.get(key)!r} here'
+      for key in sorted(old.keys() | new.keys())
+      if old.get(key) != new.get(key) and not key.startswith(RESUMABLE)
+    ]
+    if differ:
+      raise ValueError(
+        f'{workdir} belongs to another config ({"; ".join(differ)}). Use '
+        'another --workdir, or the values of the first run.'
+      )
+  files.write_text(path, to_json(config))

@@ -14,7 +14,7 @@ from elt_jax.evals import elastic
 
 
 def main(args: flags.FlagValues) -> None:
-  workdir = cli.required(args, 'workdir')
+  workdir = cli.workdir(args)
   loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')

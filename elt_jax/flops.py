@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from elt_jax.samplers.diffusion import sampling_times
+
 
 def count_params(params: Any) -> int:
   """Number of parameters of a tree of arrays or of abstract arrays."""
@@ -58,30 +60,34 @@ def _patch_values(config: Any) -> int:
   return m.patch_frames * m.patch_size**2 * config.data.num_channels
 
 
+def _passes(config: Any, guidance: float | None) -> np.ndarray:
+  """Evaluations of the network at each sampling step: 2 where guided."""
+  s = config.sample
+  times = sampling_times(s.num_steps)[:-1]
+  low, high = np.float32([s.guidance_low, s.guidance_high])
+  inside = (low <= times) & (times <= high)
+  scale = s.guidance if guidance is None else guidance
+  return 1 + (inside & (scale != 1))
+
+
 def guided_steps(config: Any, guidance: float | None = None) -> int:
   """Sampling steps that run the unconditional pass too."""
-  s = config.sample
-  if (s.guidance if guidance is None else guidance) == 1:
-    return 0
-  times = np.linspace(1.0, 0.0, s.num_steps + 1, dtype=np.float32)[:-1]
-  return int(np.sum((s.guidance_low <= times) & (times <= s.guidance_high)))
+  return int(np.sum(_passes(config, guidance) - 1))
 
 
 def flops_per_sample(
-  config: Any, loops: Any, guidance: float | None = None
+  config: Any, loops: int | list[int], guidance: float | None = None
 ) -> int:
   """FLOPs of one sample, guidance passes included.
 
-  `loops` is one number, or one per sampling step.
+  `loops` is one number, or one per sampling step; `guidance` None takes
+  config.sample.guidance.
   """
-  s = config.sample
-  loops = np.broadcast_to(loops, (s.num_steps,))
-  times = np.linspace(1.0, 0.0, s.num_steps + 1, dtype=np.float32)[:-1]
-  guided = (s.guidance if guidance is None else guidance) != 1
-  inside = (s.guidance_low <= times) & (times <= s.guidance_high)
-  passes = 1 + (guided & inside)
+  passes = _passes(config, guidance)
+  loops = np.broadcast_to(loops, passes.shape)
   return 2 * sum(
-    int(p) * macs_per_pass(config, int(n)) for p, n in zip(passes, loops)
+    int(p) * macs_per_pass(config, int(n))
+    for p, n in zip(passes, loops, strict=True)
   )
 
 

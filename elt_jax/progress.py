@@ -1,6 +1,7 @@
 """Progress of a long command: a bar on a terminal, plain lines elsewhere."""
 
 from collections.abc import Mapping
+import datetime
 import logging
 import sys
 import time
@@ -16,16 +17,16 @@ class Progress:
   """Counts steps; a context manager.
 
   Attributes:
-    rate: steps per second since the last report.
+    rate: steps per second at the last report, 0 before any.
   """
 
-  def __init__(self, total: int, start: int = 0, unit: str = 'step'):
-    self._total, self._unit = total, unit
+  def __init__(self, total: int, start: int = 0):
+    self._total = total
     self._quiet = jax.process_index() != 0
     self._bar = None
     if sys.stderr.isatty() and not self._quiet:
       self._bar = tqdm.tqdm(
-        total=total, initial=start, unit=unit, dynamic_ncols=True
+        total=total, initial=start, unit='step', dynamic_ncols=True
       )
     self._last_step, self._last_time = start, time.monotonic()
     self.rate = 0.0
@@ -52,22 +53,24 @@ class Progress:
   def report(self, step: int, values: Mapping[str, float]) -> None:
     """Shows `values` of the steps up to `step`, which are finished."""
     now = time.monotonic()
-    self.rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+    if step > self._last_step:
+      self.rate = (step - self._last_step) / (now - self._last_time)
     self._last_step, self._last_time = step, now
     text = ' '.join(f'{name} {value:.4g}' for name, value in values.items())
     if self._bar is not None:
       self._bar.set_postfix_str(text)
     elif not self._quiet:
-      eta = (self._total - step) / max(self.rate, 1e-9)
+      eta = '?'
+      if self.rate:
+        seconds = round((self._total - step) / self.rate)
+        eta = str(datetime.timedelta(seconds=seconds))
       log.info(
-        '%s %d/%d  %s  %.2f %ss/s  ETA %s',
-        self._unit,
+        'step %d/%d  %s  %.2f steps/s  ETA %s',
         step,
         self._total,
         text,
         self.rate,
-        self._unit,
-        time.strftime('%H:%M:%S', time.gmtime(eta)),
+        eta,
       )
 
   def skip_time(self, seconds: float) -> None:

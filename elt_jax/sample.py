@@ -60,7 +60,7 @@ def main(args: flags.FlagValues) -> None:
     raise ValueError(f'--out must end in .png, got {out}.')
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
-  config, draw, params, step = load(cli.required(args, 'workdir'), args.num)
+  config, draw, params, step = load(cli.workdir(args), args.num)
   loops = loops or [config.model.max_loops]
   last = config.data.num_classes - 1
   classes = list(range(last + 1))

@@ -25,21 +25,19 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def logical_to_spec(
-  names: Sequence[str | None], rules: Mapping[str, Any] = RULES
-) -> P:
+def logical_to_spec(names: Sequence[str | None]) -> P:
   """('embed', 'mlp') -> P('fsdp', 'tensor').
 
   Raises:
     ValueError: on a name without a rule, or two dimensions on one mesh axis.
   """
-  unknown = [n for n in names if n is not None and n not in rules]
+  unknown = [n for n in names if n is not None and n not in RULES]
   if unknown:
     raise ValueError(
       f'Unknown logical axes {unknown} in {tuple(names)}; the rules know '
-      f'{sorted(rules)}.'
+      f'{sorted(RULES)}.'
     )
-  axes = [None if n is None else rules[n] for n in names]
+  axes = [None if n is None else RULES[n] for n in names]
   used = [
     a
     for axis in axes

@@ -49,7 +49,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
 
   Raises:
     ValueError: on a config, data source or workdir that does not fit.
-    FloatingPointError: on a loss or gradient that is not finite.
+    FloatingPointError: on a loss, term or norm that is not finite.
   """
   config = config_lib.validate(config)
 
@@ -63,7 +63,6 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
   dataset = pipeline.build_dataset(
     config, source, jax.process_index(), jax.process_count()
   )
-  config_lib.claim_workdir(config, workdir)
 
   # ---- State: abstract first, so that nothing is ever on one device ----------
   abstract, specs = train_state.state_specs(config, model, optimizer, mesh)
@@ -74,6 +73,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     flops.count_params(abstract.params),
     100 * sharding.replicated_share(abstract, shardings),
   )
+  config_lib.claim_workdir(config, workdir)
   k = config.checkpoint
   with (
     Interrupt() as interrupt,
@@ -153,7 +153,7 @@ class Window:
     """Means over the window, or the last ones if nothing came since.
 
     Raises:
-      FloatingPointError: naming the first step and metric not finite.
+      FloatingPointError: naming the first such step and its metrics.
     """
     if not self._metrics:
       return dict(self._means)
@@ -161,13 +161,14 @@ class Window:
     self._metrics = []
     for metrics in fetched:
       self._step += 1
-      for name in sorted(metrics):
-        if not np.isfinite(metrics[name]):
-          raise FloatingPointError(
-            f'{name} is {metrics[name]} at step {self._step}. The newest '
-            'checkpoint is from before; lower optim.learning_rate or '
-            'optim.clip_norm, or change the seed, in a new workdir.'
-          )
+      bad = [n for n in metrics if not np.isfinite(metrics[n])]
+      if bad:
+        named = ', '.join(f'{name} is {metrics[name]}' for name in bad)
+        raise FloatingPointError(
+          f'Not finite at step {self._step}: {named}. The newest checkpoint '
+          'is from before; lower optim.learning_rate or optim.clip_norm in a '
+          'new workdir.'
+        )
     self._means = {
       f'train/{name}': float(np.mean([m[name] for m in fetched]))
       for name in fetched[0]
@@ -218,7 +219,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def main(args: flags.FlagValues) -> None:
-  train(cli.required(args, 'config'), cli.required(args, 'workdir'))
+  train(cli.required(args, 'config'), cli.workdir(args))
 
 
 if __name__ == '__main__':

@@ -32,6 +32,12 @@ class TrainState:
   ema: Any
 
 
+def random_stream(seed: int, use: str) -> jax.Array:
+  """The key of one use of a seed: 'init', 'train' or 'sample'."""
+  number = ('init', 'train', 'sample').index(use)
+  return jax.random.fold_in(jax.random.key(seed), number)
+
+
 def _example_inputs(config: Any) -> tuple[jax.Array, ...]:
   """Zero inputs of the model's shapes, for `init`."""
   shape = (1, *sample_shape(config))
@@ -77,4 +83,4 @@ def create_state(
 ) -> TrainState:
   """The state at step 0; each device makes only its own shards."""
   init = jax.jit(_init(config, model, optimizer), out_shardings=shardings)
-  return init(jax.random.key(config.train.seed))
+  return init(random_stream(config.train.seed, 'init'))

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from elt_jax import optim, sharding
-from elt_jax.train_state import TrainState
+from elt_jax.train_state import TrainState, random_stream
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[
@@ -32,6 +32,8 @@ def build_train_step(
 ) -> TrainStep:
   """The jitted step (state, batch) -> (state, metrics); donates the state.
 
+  `batch` is one of `data.pipeline`: 'image', 'label' and 'index'.
+
   Metrics are float32 scalars: 'loss', the terms of the objective,
   'grad_norm' (before clipping), 'param_norm' and 'learning_rate'.
   """
@@ -40,10 +42,7 @@ def build_train_step(
   seed = config.train.seed
 
   def step_fn(state: TrainState, batch: Batch):
-    # Not the key of the initialisation, which is the seed's own.
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    size = batch['label'].shape[0]
-    batch = batch | {'index': jnp.arange(size, dtype=jnp.int32)}
+    key = random_stream(seed, 'train')
 
     def gradients(batch: Batch):
       (_, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(

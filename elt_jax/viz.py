@@ -15,11 +15,13 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 
 
 def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
-  """uint8 [n, h, w, c] -> one uint8 picture [H, W, 3], filled row by row.
+  """uint8 [n, (f,) h, w, c] -> one uint8 picture [H, W, 3], row by row.
 
-  One- and three-channel images are shown as they are. Cells are separated by
+  The frames of a clip stand side by side. Cells are separated by
   `pad` grey pixels; cells without an image stay grey.
   """
+  if images.ndim == 5:
+    images = np.concatenate(np.moveaxis(images, 1, 0), axis=2)
   n, h, w, c = images.shape
   if c not in (1, 3):
     raise ValueError(f'Only images of 1 or 3 channels can be shown, got {c}.')
@@ -69,7 +71,11 @@ def elastic_figure(
   for axis, (x, label) in zip(axes, against):
     axis.plot(x, [row['fd_lenet'] for row in rows], 'o-', color='tab:blue')
     axis.axhline(
-      recipe['fd_lenet_floor'], color='tab:blue', ls=':', lw=1, label='floor'
+      recipe['fd_lenet_floor'],
+      color='tab:blue',
+      ls=':',
+      lw=1,
+      label='floor: real data',
     )
     axis.set_xlabel(label)
     axis.set_ylabel('fd_lenet (lower is better)', color='tab:blue')
@@ -83,7 +89,10 @@ def elastic_figure(
   axes[0].set_xticks(loops)
   trained = recipe['max_loops_in_training']
   if max(loops) > trained:
-    axes[0].axvspan(trained, max(loops), color='0.92', zorder=0)
+    axes[0].axvspan(
+      trained, max(loops), color='0.92', zorder=0, label='beyond L_max'
+    )
+  axes[0].legend(loc='center right', fontsize=8)
   top.suptitle(
     f'One checkpoint, step {recipe["checkpoint_step"]}; '
     f'{recipe["num_samples"]} samples, {recipe["num_steps"]} steps, '

@@ -33,11 +33,12 @@ class MetricWriter:
     logs = pathlib.Path(workdir) / 'logs'
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / 'metrics.jsonl'
-    if path.exists():
+    resumed = path.exists()
+    if resumed:
       _drop_after(path, start_step)
     self._json = path.open('a')
     self._events = tensorboardX.SummaryWriter(
-      str(logs), purge_step=start_step or None
+      str(logs), purge_step=start_step + 1 if resumed else None
     )
 
   def __enter__(self) -> 'MetricWriter':

@@ -5,7 +5,7 @@
 
 A sweep file names its experiment (CONFIG), the loop counts of the evaluation
 (LOOPS) and its runs (get_sweep). Each run has its own workdir below --workdir;
-killed and started again, the sweep goes on where it was: a finished run is
+killed and started again, the sweep goes on where it was: what is finished is
 not repeated. At the end --workdir holds summary.csv and summary.png.
 """
 
@@ -48,17 +48,28 @@ def run(
   sweep: ModuleType, entry: dict, workdir: pathlib.Path, num: int
 ) -> dict:
   """Trains and evaluates one run; returns its elastic report."""
-  report = workdir / 'elastic.json'
+  path = workdir / 'elastic.json'
   loops = entry.get('loops', sweep.LOOPS)
-  if not report.exists():
-    overrides = [f'--config.{k}={v}' for k, v in entry['overrides'].items()]
-    command(
-      'train', f'--config={sweep.CONFIG}', f'--workdir={workdir}', *overrides
-    )
-    command(
-      'evaluate', f'--workdir={workdir}', f'--loops={loops}', f'--num={num}'
-    )
-  return json.loads(report.read_text())
+  overrides = [f'--config.{k}={v}' for k, v in entry['overrides'].items()]
+  # Returns at once where it is finished; refuses a workdir of another config.
+  command(
+    'train', f'--config={sweep.CONFIG}', f'--workdir={workdir}', *overrides
+  )
+  if path.exists():
+    report = json.loads(path.read_text())
+    steps = [int(p.name) for p in (workdir / 'checkpoints').glob('[0-9]*[0-9]')]
+    measured = ','.join(str(row['loops']) for row in report['rows'])
+    recipe = report['recipe']
+    if (measured, recipe['num_samples'], recipe['checkpoint_step']) == (
+      loops,
+      num,
+      max(steps, default=None),
+    ):
+      return report
+  command(
+    'evaluate', f'--workdir={workdir}', f'--loops={loops}', f'--num={num}'
+  )
+  return json.loads(path.read_text())
 
 
 def summarize(reports: dict[str, dict], workdir: pathlib.Path) -> None:

@@ -6,14 +6,16 @@ import shutil
 import tempfile
 
 # Compiling is most of the time of these tests: no optimisation of programs
-# that run once, and none compiled twice, here or in the processes started.
-_CACHE = tempfile.mkdtemp(prefix='elt_jax_tests_')
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+# that run once, and none compiled twice, here, in other workers of pytest or
+# in the processes that tests start.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+  _CACHE = tempfile.mkdtemp(prefix='elt_jax_tests_')
+  atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+  os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
 )
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 import jax
 import ml_collections

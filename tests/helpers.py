@@ -42,20 +42,20 @@ def apply(model, params, inputs, **loops):
 
 
 def make_batch(config, size=16, seed=0):
-  """uint8 noise and labels that take turns."""
+  """uint8 noise, labels that take turns, and places in the batch."""
   rng = np.random.default_rng(seed)
   return {
     'image': rng.integers(0, 256, (size, *sample_shape(config)), np.uint8),
     'label': np.arange(size, dtype=np.int32) % config.data.num_classes,
+    'index': np.arange(size, dtype=np.int32),
   }
 
 
 def make_objective(config, size=8):
-  """(objective, noisy parameters, batch with 'index')."""
+  """(objective, noisy parameters, batch)."""
   model, params, _ = init(config)
-  batch = make_batch(config, size)
-  batch['index'] = np.arange(size, dtype=np.int32)
-  return build_objective(config, model), noisy(params), batch
+  objective = build_objective(config, model)
+  return objective, noisy(params), make_batch(config, size)
 
 
 def loss_at(objective, params, batch, step, key=None):

@@ -69,19 +69,20 @@ def test_damaged_step_is_set_aside_and_the_one_before_used(
       checkpoints.save(at(state, step))
   root = tmp_path / 'checkpoints'
   damage(root / '3')
-  # What a killed save leaves behind.
-  (root / '4.orbax-checkpoint-tmp-17').mkdir()
+  left = root / '4.orbax-checkpoint-tmp-17'  # By a killed save.
+  left.mkdir()
   with caplog.at_level(logging.WARNING):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
       assert checkpoints.restore_ema(like.ema)[1] == 2
-    assert (root / '3').exists()  # Reading changes nothing.
+    assert (root / '3').exists() and left.exists()  # Reading changes nothing.
     with Checkpoints(tmp_path, keep=3) as checkpoints:
       restored, position = checkpoints.restore(like)
       assert position == 2
       jax.tree.map(np.testing.assert_array_equal, restored, at(state, 2))
-      assert (root / '3.unreadable').exists()
+      assert list(root.glob('3.unreadable.*')) and not left.exists()
       checkpoints.save(at(state, 3))
   assert 'checkpoints/3 cannot be read, trying the one before' in caplog.text
+  assert 'tmp-17 is what a killed save left behind: ignored' in caplog.text
   with Checkpoints(tmp_path) as checkpoints:
     assert checkpoints.steps()[-1] == 3
 
@@ -91,11 +92,13 @@ def test_nothing_readable_raises(config, tmp_path):
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(at(state, 1))
   damage(tmp_path / 'checkpoints' / '1')
-  with (
-    Checkpoints(tmp_path) as checkpoints,
-    pytest.raises(ValueError, match=r'None of the checkpoints \[1\]'),
-  ):
-    checkpoints.restore(like)
+  # Twice: the first failure must not clear the way for a start from scratch.
+  for _ in range(2):
+    with (
+      Checkpoints(tmp_path) as checkpoints,
+      pytest.raises(ValueError, match=r'None of the checkpoints \[1\]'),
+    ):
+      checkpoints.restore(like)
 
 
 def test_no_checkpoint_is_none_and_reading_makes_no_directory(config, tmp_path):

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -76,12 +78,14 @@ def test_every_checked_key_exists():
 
 def test_workdir_remembers_its_config_and_refuses_another(tmp_path, config):
   config_lib.claim_workdir(config, tmp_path)
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
   assert config_lib.to_json(config_lib.load(tmp_path)) == config_lib.to_json(
     config
   )
   config.checkpoint.every_steps = 7
   config.mesh.data = 4
   config_lib.claim_workdir(config, tmp_path)  # Changes no number of the run.
+  assert config_lib.load(tmp_path).checkpoint.every_steps == 7
   config.model.width, config.train.seed = 32, 5
   with pytest.raises(ValueError) as error:
     config_lib.claim_workdir(config, tmp_path)
@@ -117,7 +121,8 @@ def experiments() -> list:
 @pytest.mark.parametrize('module,variant', experiments())
 def test_every_experiment_is_valid_and_says_how_to_run_it(module, variant):
   config = config_lib.validate(module.get_config(variant))
-  assert config.to_dict().keys() == get_base().to_dict().keys()
+  keys = lambda c: set(c.to_dict() | dict(config_lib._flat(c)))
+  assert keys(config) == keys(get_base())
   assert f'configs/{module.__name__}.py' in module.__doc__
 
 
@@ -134,7 +139,6 @@ def test_modules_import_only_from_those_before_them():
     'config',
     'mesh',
     'sharding',
-    'flops',
     'data',
     'models',
     'objectives',
@@ -145,8 +149,8 @@ def test_modules_import_only_from_those_before_them():
     'viz',
     'writers',
     'progress',
-    'profiling',
     'samplers',
+    'flops',
     'evals',
     'cli',
     'train',
@@ -171,3 +175,26 @@ def test_modules_import_only_from_those_before_them():
           assert order.index(target) <= order.index(name), (path, target)
       if isinstance(node, ast.Import):
         assert not any(a.name.split('.')[0] == 'tensorflow' for a in node.names)
+
+
+def test_workdir_without_checkpoints_takes_the_corrected_config(
+  tmp_path, config
+):
+  config_lib.claim_workdir(config, tmp_path)
+  config.model.width = 32
+  config_lib.claim_workdir(config, tmp_path)
+  assert config_lib.load(tmp_path).model.width == 32
+
+
+def test_a_misspelt_key_in_a_config_file_raises():
+  with pytest.raises(KeyError, match='Did you mean "width"'):
+    get_base().model.update({'wdith': 8})
+
+
+def test_no_entry_point_imports_tensorflow():
+  modules = 'train, sample, evaluate, show, bench'
+  code = f'import sys; from elt_jax import {modules}; print(*sys.modules)'
+  loaded = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=True
+  ).stdout.split()
+  assert b'elt_jax.train' in loaded and b'tensorflow' not in loaded

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elt_jax.data.transforms import to_unit_range
 from elt_jax.objectives import diffusion
 from elt_jax.objectives.diffusion import CosineSchedule, loss_weight
 from tests.helpers import loss_at, make_objective
@@ -126,5 +127,5 @@ def test_label_dropout_one_ignores_the_labels(config):
 
 def test_uint8_becomes_minus_one_to_one():
   image = jnp.array([0, 255], jnp.uint8)
-  np.testing.assert_allclose(diffusion.to_unit_range(image), [-1, 1])
-  np.testing.assert_allclose(diffusion.to_unit_range(jnp.array([0.25])), [0.25])
+  np.testing.assert_allclose(to_unit_range(image), [-1, 1])
+  np.testing.assert_allclose(to_unit_range(jnp.array([0.25])), [0.25])

@@ -7,6 +7,7 @@ from PIL import Image
 import pytest
 
 from elt_jax import viz
+from elt_jax.data import sources
 from elt_jax.data.sources import ArraySource
 from elt_jax.evals import elastic, lenet
 from elt_jax.evals.frechet import frechet_distance, moments
@@ -80,6 +81,12 @@ def test_classifier_learns_is_deterministic_and_cached(tmp_path, monkeypatch):
   assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_the_mnist_classifier_is_good_enough_to_judge(tmp_path, monkeypatch):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  train, test = sources.mnist('train'), sources.mnist('test')
+  assert lenet.load_or_train(train, test, 10).accuracy >= 0.97
+
+
 def test_half_split_floor_is_small_beside_another_distribution():
   rng = np.random.default_rng(0)
   features = rng.standard_normal((2000, 10))
@@ -132,6 +139,14 @@ def test_grid_places_images_row_by_row():
   assert picture.shape == (1 + 2 * 3, 1 + 3 * 3, 3)
   assert picture[1, 1, 0] == 0 and picture[1, 7, 0] == 2
   assert picture[4, 1, 0] == 3 and picture[4, 7, 0] == 128
+
+
+def test_frames_of_a_clip_stand_side_by_side():
+  clips = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
+  picture = viz.grid(clips, columns=1, pad=1)
+  assert picture.shape == (5, 5, 3)
+  assert picture[1, 1:4, 0].tolist() == [0, 1, 2]
+  assert picture[3, 1:4, 0].tolist() == [3, 4, 5]
 
 
 def test_to_uint8_rounds_and_clips():

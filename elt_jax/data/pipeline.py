@@ -3,7 +3,8 @@
 The order is what makes a run independent of the number of hosts. Shuffling
 and augmentation come before the slice of this host, so each example keeps its
 place and its randomness; the source is cut to a multiple of the global batch,
-so that epochs end between batches. Batch k is then a function of (seed, k),
+so that epochs
+end between batches. Batch k is then a function of (seed, k),
 and the position to resume from is the step.
 """
 
@@ -34,8 +35,9 @@ def build_dataset(
     process_count: hosts; must divide train.batch_size.
 
   Returns:
-    A dataset without end whose element k is {'image': [b, ...], 'label': [b]}
-    with b = batch_size / process_count.
+    A dataset without end whose element k is {'image': [b, ...], 'label': [b],
+    'index': [b]} with b = batch_size / process_count; 'index' is the place of
+    an example in the global batch, from which its noise is drawn.
 
   Raises:
     ValueError: if the batch does not divide, or is larger than the source.
@@ -52,10 +54,14 @@ def build_dataset(
       f'{len(source)} examples.'
     )
   whole = len(source) // batch_size * batch_size
-  dataset = grain.MapDataset.source(source)[:whole]
-  dataset = dataset.seed(config.data.seed).shuffle().repeat()
+  dataset = grain.MapDataset.source(source).seed(config.data.seed)
+  # Cut after the shuffle: each epoch leaves out other examples.
+  dataset = dataset.shuffle()[:whole].repeat()
   for transform in transforms.training(config):
     dataset = dataset.random_map(transform)
+  dataset = dataset.map_with_index(
+    lambda i, example: example | {'index': np.int32(i % batch_size)}
+  )
   dataset = dataset[process_index::process_count]
   return dataset.batch(batch_size // process_count)
 

@@ -8,6 +8,7 @@ is what Grain asks for.
 import functools
 import pathlib
 from typing import Any
+import zipfile
 
 import numpy as np
 
@@ -30,6 +31,10 @@ class ArraySource:
       raise ValueError(
         f'A source needs as many images as labels and at least one, got '
         f'{len(images)} and {len(labels)}.'
+      )
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+      raise ValueError(
+        f'Labels must be integers [n], got {labels.dtype} {labels.shape}.'
       )
     self.images, self.labels = images, labels.astype(np.int32)
 
@@ -103,10 +108,16 @@ def from_npz(path: str, split: str) -> ArraySource:
     raise ValueError(f'data.source: there is no file {path}.')
   prefix = 'test_' if split == 'test' else ''
   names = (f'{prefix}image', f'{prefix}label')
-  with np.load(path, allow_pickle=False) as arrays:
-    if missing := [name for name in names if name not in arrays]:
-      raise ValueError(f'{path} has no array {missing}; it has {arrays.files}.')
-    return ArraySource(*(arrays[name] for name in names))
+  try:
+    with (
+      open(path, 'rb') as file,
+      np.load(file, allow_pickle=False) as arrays,
+    ):
+      if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f'{path} lacks {missing}; it has {arrays.files}.')
+      return ArraySource(*(arrays[name] for name in names))
+  except (EOFError, zipfile.BadZipFile) as e:
+    raise ValueError(f'{path} is not a readable .npz file: {e}') from e
 
 
 def _check(source: ArraySource, config: Any) -> None:

@@ -1,9 +1,16 @@
-"""Per-example augmentation, seeded by Grain from the example's position."""
+"""Pixel range, and augmentation seeded by Grain from an example's position."""
 
 from typing import Any
 
 import grain
 import numpy as np
+
+
+def to_unit_range(images: Any) -> Any:
+  """uint8 0..255 -> float32 in [-1, 1], numpy or jax; floats as they are."""
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / 127.5 - 1
+  return images.astype(np.float32)
 
 
 class RandomFlip(grain.transforms.RandomMap):

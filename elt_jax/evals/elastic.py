@@ -10,6 +10,7 @@ import numpy as np
 
 from elt_jax import files, flops, viz
 from elt_jax.data import sources
+from elt_jax.data.transforms import to_unit_range
 from elt_jax.evals import frechet, lenet
 from elt_jax.samplers.draw import Draw
 
@@ -40,9 +41,7 @@ def evaluate(
   classes = config.data.num_classes
   classifier = lenet.load_or_train(train, test, classes)
   real, _ = classifier(
-    np.concatenate(
-      [lenet.unit_range(train.images), lenet.unit_range(test.images)]
-    )
+    np.concatenate([to_unit_range(train.images), to_unit_range(test.images)])
   )
   reference = frechet.moments(real)
   labels = np.arange(num) % classes

@@ -24,6 +24,7 @@ import optax
 
 from elt_jax import files
 from elt_jax.data.sources import ArraySource
+from elt_jax.data.transforms import to_unit_range
 
 Array = jax.Array
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Classifier:
   def __init__(self, params: Any, num_classes: int, test: ArraySource):
     model = LeNet(num_classes)
     self._apply = jax.jit(lambda x: model.apply({'params': params}, x))
-    _, predicted = self(unit_range(test.images))
+    _, predicted = self(to_unit_range(test.images))
     self.accuracy = float(np.mean(predicted == test.labels))
 
   def __call__(
@@ -92,7 +93,8 @@ def load_or_train(
   The cache is $ELT_JAX_CACHE or ~/.cache/elt_jax; a file that cannot be read
   is made again.
   """
-  digest = hashlib.sha256(json.dumps(RECIPE, sort_keys=True).encode())
+  recipe = RECIPE | {'num_classes': num_classes}
+  digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode())
   for array in (train.images, train.labels):
     digest.update(str((array.shape, array.dtype)).encode())
     digest.update(np.ascontiguousarray(array).tobytes())
@@ -111,18 +113,11 @@ def load_or_train(
   return Classifier(params, num_classes, test)
 
 
-def unit_range(images: np.ndarray) -> np.ndarray:
-  """uint8 -> float32 in [-1, 1]; floats as they are."""
-  if images.dtype == np.uint8:
-    return images.astype(np.float32) / 127.5 - 1
-  return images
-
-
 def _train(source: ArraySource, num_classes: int) -> Any:
   """Adam with a one-cycle schedule, on batches shifted by a few pixels."""
   model = LeNet(num_classes)
   images, labels = (
-    jnp.asarray(unit_range(source.images)),
+    jnp.asarray(to_unit_range(source.images)),
     jnp.asarray(source.labels),
   )
   n, batch_size = len(labels), min(RECIPE['batch_size'], len(labels))

@@ -113,6 +113,7 @@ class DiTBlock(nn.Module):
   def __call__(
     self, h: Array, modulation: Array, residual_scale: float = 1.0
   ) -> Array:
+    """[b, s, d] state and [b, 6, d] modulation -> [b, s, d] state."""
     shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
       modulation[:, i] for i in range(6)
     )

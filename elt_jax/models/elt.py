@@ -13,6 +13,7 @@ of 'layers' are stacked over the N unique layers on their first axis.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
@@ -136,13 +137,16 @@ class ELT:
   def _block(self, params: Params, modulations: Array, h0: Array) -> Block:
     """One application of the N layers: g in the paper."""
     stacked = (params['layers'], modulations)
+    # In a scan nothing can merge the recomputation with the forward pass;
+    # unrolled, the compiler would, and undo it.
+    remat = functools.partial(jax.checkpoint, prevent_cse=self.unroll_loops)
 
     def layer(h: Array, layer_params: tuple[Params, Array]) -> Array:
       p, modulation = layer_params
       return self.layer.apply({'params': p}, h, modulation, self.residual_scale)
 
     if self.remat == 'layer':
-      layer = jax.checkpoint(layer, prevent_cse=False)
+      layer = remat(layer)
     # Sliced here, outside the loop, so that each layer's gradient is summed
     # over loops on its own and stacked once.
     take = lambda n: jax.tree.map(lambda x: x[n], stacked)
@@ -164,10 +168,10 @@ class ELT:
       return self._constrain(h)
 
     if self.remat == 'loop':
-      return jax.checkpoint(block, prevent_cse=False)
+      return remat(block)
     if self.remat == 'dots':
       policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-      return jax.checkpoint(block, policy=policy, prevent_cse=False)
+      return remat(block, policy=policy)
     return block
 
 

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 
 Array = jax.Array
-Dtype = Any
 # DiT's initialisation: Xavier uniform over the flattened kernel.
 xavier = nn.initializers.xavier_uniform
 zeros = nn.initializers.zeros_init()
@@ -39,7 +38,7 @@ class Dense(nn.Module):
   axes: tuple[str | None, ...]
   in_dims: int = 1
   kernel_init: Any = None
-  dtype: Dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
@@ -65,10 +64,10 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-  """Full bidirectional multi-head self-attention; softmax in float32."""
+  """Bidirectional self-attention, [b, s, d] -> [b, s, d]; float32 softmax."""
 
   num_heads: int
-  dtype: Dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
@@ -92,10 +91,10 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Dense, tanh-approximated GELU, Dense."""
+  """Dense, tanh-approximated GELU, Dense: [b, s, d] -> [b, s, d]."""
 
   hidden: int
-  dtype: Dtype = jnp.float32
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
@@ -105,7 +104,7 @@ class Mlp(nn.Module):
     return Dense((width,), ('mlp', 'embed'), dtype=self.dtype, name='out')(h)
 
 
-def layer_norm(h: Array, dtype: Dtype) -> Array:
+def layer_norm(h: Array, dtype: Any) -> Array:
   """LayerNorm without scale or bias, epsilon 1e-6, statistics in float32."""
   h = h.astype(jnp.float32)
   mean = jnp.mean(h, axis=-1, keepdims=True)
@@ -132,18 +131,16 @@ def position_table(grid: tuple[int, int, int], width: int) -> np.ndarray:
 
   For images (f = 1) this is DiT's table: half the channels for the column
   index, then half for the row index, each [sin, cos]. For video the frame
-  index takes the last third.
+  index takes the last third (rounded down to even).
 
   Raises:
-    ValueError: if `width` does not divide evenly among the axes.
+    ValueError: if `width` does not give whole waves to each axis.
   """
   frames, rows, columns = np.meshgrid(*map(np.arange, grid), indexing='ij')
   axes = [columns, rows] if grid[0] == 1 else [columns, rows, frames]
   share = 2 * (width // (2 * len(axes)))
-  if grid[0] == 1 and width % 4:
-    raise ValueError(
-      f'model.width must be a multiple of 4 for 2-D positions, got {width}.'
-    )
+  if width % 4:
+    raise ValueError(f'model.width must be a multiple of 4, got {width}.')
   tables = []
   for index, axis in enumerate(axes):
     # The first axis takes what an uneven split leaves over.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from elt_jax.data.transforms import to_unit_range
 from elt_jax.models.elt import ELT
 from elt_jax.objectives.ilsd import ExitLoss, Metrics
 
@@ -179,13 +180,6 @@ class DiffusionObjective:
     key_uniform, key_eps = jax.random.split(key)
     t, u = jax.random.uniform(key_uniform, (2,))
     return t, jax.random.normal(key_eps, shape), u < self.label_dropout
-
-
-def to_unit_range(image: Array) -> Array:
-  """uint8 0..255 -> float32 in [-1, 1]; floats pass as they are."""
-  if image.dtype == jnp.uint8:
-    return image.astype(jnp.float32) / 127.5 - 1.0
-  return image.astype(jnp.float32)
 
 
 def build_objective(config: Any, model: ELT) -> DiffusionObjective:

@@ -87,10 +87,10 @@ class ExitLoss:
       return loss, terms | {'gt_weight': weight, 'exit_loop': exit_loop}
     if self.exits == 'all':
       states = loop_states(block, h, model.max_loops, unroll=model.unroll_loops)
-      losses = [ground_truth(head(state)) for state in states]
-      early = jnp.mean(jnp.stack(losses[self.min_loops - 1 : -1]))
-      terms = {'gt_final': losses[-1], 'gt_exit': early}
-      return losses[-1] + early, terms
+      exits = states[self.min_loops - 1 :]
+      losses = jax.lax.map(lambda state: ground_truth(head(state)), exits)
+      terms = {'gt_final': losses[-1], 'gt_exit': jnp.mean(losses[:-1])}
+      return terms['gt_final'] + terms['gt_exit'], terms
     h, _ = run_loops(block, h, model.max_loops, unroll=model.unroll_loops)
     loss = ground_truth(head(h))
     return loss, {'gt_final': loss}

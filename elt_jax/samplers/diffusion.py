@@ -12,6 +12,7 @@ from typing import Any
 from flax import struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from elt_jax.config import sample_shape
 from elt_jax.models.elt import ELT
@@ -19,6 +20,11 @@ from elt_jax.objectives import diffusion
 from elt_jax.samplers.guidance import guided
 
 Array = jax.Array
+
+
+def sampling_times(num_steps: int) -> np.ndarray:
+  """[num_steps + 1] float32 times from 1 to 0, evenly spaced."""
+  return np.linspace(1.0, 0.0, num_steps + 1, dtype=np.float32)
 
 
 @struct.dataclass
@@ -86,7 +92,7 @@ class DiffusionSampler:
     index = jnp.arange(labels.shape[0]) if index is None else index
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     loops = jnp.broadcast_to(jnp.asarray(loops, jnp.int32), (self.num_steps,))
-    times = jnp.linspace(1.0, 0.0, self.num_steps + 1)
+    times = sampling_times(self.num_steps)
 
     def noise(step: Array) -> Array:
       draw = lambda k: jax.random.normal(

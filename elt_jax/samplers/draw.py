@@ -11,6 +11,7 @@ from elt_jax import sharding
 from elt_jax.mesh import batch_shards
 from elt_jax.models.elt import ELT
 from elt_jax.samplers.diffusion import build_sampler
+from elt_jax.train_state import random_stream
 
 
 class Draw:
@@ -67,8 +68,8 @@ class Draw:
       float32 [n, (f,) h, w, c] in the range of the training data.
 
     Raises:
-      ValueError: on labels or loops out of range, or a schedule that is not
-        of one loop count per step.
+      ValueError: on labels, loops or guidance out of range, or a schedule
+        that is not of one loop count per step.
     """
     labels = np.asarray(labels, np.int32)
     if labels.min() < 0 or labels.max() >= self._num_classes:
@@ -84,6 +85,8 @@ class Draw:
       )
     loops = np.broadcast_to(loops, (self.num_steps,))
     scale = self._guidance if guidance is None else guidance
+    if not 0 <= scale < float('inf'):
+      raise ValueError(f'guidance must be a number of at least 0, got {scale}.')
     batched = jax.NamedSharding(
       self._mesh, sharding.logical_to_spec(('batch',))
     )
@@ -95,7 +98,7 @@ class Draw:
       out.append(
         self._sample(
           params,
-          jax.random.key(seed),
+          random_stream(seed, 'sample'),
           jax.device_put(part, batched),
           jnp.asarray(loops),
           jnp.float32(scale),

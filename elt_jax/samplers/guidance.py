@@ -37,9 +37,11 @@ def guided(
   """
 
   def both(z, labels):
-    nulls = jnp.full_like(labels, null_label)
-    out = model(jnp.concatenate([z, z]), jnp.concatenate([labels, nulls]))
-    conditional, unconditional = jnp.split(out, 2)
+    # Interleaved, so that both halves of a pair stay on one device.
+    pair = lambda c, u: jnp.stack([c, u], 1).reshape(-1, *c.shape[1:])
+    out = model(pair(z, z), pair(labels, jnp.full_like(labels, null_label)))
+    out = out.reshape(-1, 2, *out.shape[1:])
+    conditional, unconditional = out[:, 0], out[:, 1]
     return unconditional + scale * (conditional - unconditional)
 
   return jax.lax.cond(active & (scale != 1), both, model, z, labels)
