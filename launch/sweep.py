@@ -57,7 +57,8 @@ def run(
   )
   if path.exists():
     report = json.loads(path.read_text())
-    steps = [int(p.name) for p in (workdir / 'checkpoints').glob('[0-9]*[0-9]')]
+    names = [path.name for path in (workdir / 'checkpoints').iterdir()]
+    steps = [int(name) for name in names if name.isdigit()]
     measured = ','.join(str(row['loops']) for row in report['rows'])
     recipe = report['recipe']
     if (measured, recipe['num_samples'], recipe['checkpoint_step']) == (

@@ -27,8 +27,7 @@ from elt_jax.mesh import build_mesh
 jax.config.update('jax_num_cpu_devices', 8)
 
 
-@pytest.fixture
-def config() -> ml_collections.ConfigDict:
+def tiny_config() -> ml_collections.ConfigDict:
   """A model that compiles in seconds, on synthetic 8 x 8 images."""
   c = get_base()
   m, d = c.model, c.data
@@ -42,6 +41,11 @@ def config() -> ml_collections.ConfigDict:
   c.checkpoint.every_steps = 5
   c.sample.num_steps, c.sample.batch_size = 4, 8
   return c
+
+
+@pytest.fixture
+def config() -> ml_collections.ConfigDict:
+  return tiny_config()
 
 
 @pytest.fixture

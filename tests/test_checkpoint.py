@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from elt_jax.checkpoint import Checkpoints
+from elt_jax.train_state import TrainState
 from tests.helpers import Stack
 from tests.test_sharding import MESHES
 
@@ -15,6 +16,19 @@ from tests.test_sharding import MESHES
 def make(config, name='data'):
   stack = Stack(config, MESHES[name])
   return stack.create(), stack.like
+
+
+def small():
+  """(state, like) of a few arrays that no model made."""
+  params = {'layer': {'kernel': jnp.arange(4096.0).reshape(64, 64)}}
+  moments = (jnp.int32(3), jax.tree.map(jnp.sin, params))
+  state = TrainState(
+    jnp.int32(0), params, moments, jax.tree.map(jnp.cos, params)
+  )
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+  )
+  return state, like
 
 
 def at(state, step):
@@ -40,8 +54,8 @@ def test_state_comes_back_whole_on_another_mesh(config, tmp_path):
   )
 
 
-def test_keeps_the_newest_and_every_mth(config, tmp_path):
-  state, _ = make(config)
+def test_keeps_the_newest_and_every_mth(tmp_path):
+  state, _ = small()
   with Checkpoints(tmp_path, keep=2, keep_every=4) as checkpoints:
     for step in range(1, 8):
       checkpoints.save(at(state, step))
@@ -60,10 +74,8 @@ def damage(directory):
   assert cut
 
 
-def test_damaged_step_is_set_aside_and_the_one_before_used(
-  config, tmp_path, caplog
-):
-  state, like = make(config)
+def test_damaged_step_is_set_aside_and_the_one_before_used(tmp_path, caplog):
+  state, like = small()
   with Checkpoints(tmp_path, keep=3) as checkpoints:
     for step in (1, 2, 3):
       checkpoints.save(at(state, step))
@@ -87,8 +99,8 @@ def test_damaged_step_is_set_aside_and_the_one_before_used(
     assert checkpoints.steps()[-1] == 3
 
 
-def test_nothing_readable_raises(config, tmp_path):
-  state, like = make(config)
+def test_nothing_readable_raises(tmp_path):
+  state, like = small()
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(at(state, 1))
   damage(tmp_path / 'checkpoints' / '1')
@@ -101,8 +113,8 @@ def test_nothing_readable_raises(config, tmp_path):
       checkpoints.restore(like)
 
 
-def test_no_checkpoint_is_none_and_reading_makes_no_directory(config, tmp_path):
-  _, like = make(config)
+def test_no_checkpoint_is_none_and_reading_makes_no_directory(tmp_path):
+  _, like = small()
   with Checkpoints(tmp_path, read_only=True) as checkpoints:
     assert checkpoints.steps() == [] and checkpoints.restore(like) is None
   assert not list(tmp_path.iterdir())

@@ -21,6 +21,7 @@ TINY = [
   '--config.model.num_heads=2',
   '--config.model.patch_size=4',
   '--config.model.max_loops=3',
+  '--config.model.unroll_loops=False',
   '--config.train.batch_size=16',
   '--config.train.log_every_steps=4',
   '--config.checkpoint.every_steps=4',
