@@ -2,8 +2,11 @@
 
     python -m elt_jax.train --config=configs/mnist_diffusion.py \\
         --workdir=runs/quickstart
-    python -m elt_jax.evaluate --workdir=runs/quickstart
+    python -m elt_jax.evaluate --workdir=runs/quickstart --num=500
 
+Two CPU cores: 5 minutes of training, then 1.5 of evaluation. Expect, at 1, 2,
+3, 4 loops, fd_lenet 18, 15, 14, 14 and class accuracy of at least 0.97.
+LONG_TEXT
 Two layers applied up to four times, 16 tokens of 7 x 7 pixels; the network
 predicts x0 and the loss is the mean squared error of v. The digits ship with
 a package: nothing is downloaded.
@@ -64,7 +67,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   c.checkpoint.every_steps = 600
   c.sample.update({'num_steps': 25, 'guidance': 2.0})
   if variant == 'long':
-    c.train.update({'num_steps': 6000, 'sample_every_steps': 1000})
+    c.train.update({'num_steps': 4500, 'sample_every_steps': 1500})
     c.optim.ema_decay = 0.998
-    c.checkpoint.every_steps = 1000
+    c.checkpoint.every_steps = 1500
   return c

@@ -107,8 +107,8 @@ def report_sampling(config: Any, rounds: int) -> None:
   state = train_state.create_state(
     config, model, optimizer, sharding.to_shardings(specs, mesh)
   )
-  draw = Draw(config, model, mesh)
-  n = config.sample.batch_size
+  n = 48  # Enough to fill two cores, few enough to wait for.
+  draw = Draw(config, model, mesh, batch_size=n)
   labels = np.arange(n) % config.data.num_classes
   loops = range(1, 2 * config.model.max_loops + 1)
   call = lambda count: lambda: draw(state.ema, labels, count, seed=0)

@@ -16,6 +16,10 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     dir=path.parent, prefix=f'.{path.name}.', suffix=path.suffix
   )
   os.close(handle)
+  # Private as made; the result is to be as readable as any file of the user.
+  umask = os.umask(0)
+  os.umask(umask)
+  os.chmod(name, 0o666 & ~umask)
   try:
     yield pathlib.Path(name)
     os.replace(name, path)

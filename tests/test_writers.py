@@ -45,6 +45,9 @@ def test_resumed_run_drops_what_came_after_its_checkpoint(tmp_path):
 def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
   path = tmp_path / 'x.txt'
   files.write_text(path, 'old')
+  (tmp_path / 'plain').touch()
+  assert path.stat().st_mode == (tmp_path / 'plain').stat().st_mode
+  (tmp_path / 'plain').unlink()
   with pytest.raises(RuntimeError), files.replacing(path) as temporary:
     temporary.write_text('half of the new')
     raise RuntimeError
