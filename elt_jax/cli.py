@@ -26,6 +26,26 @@ def add_config(values: flags.FlagValues) -> None:
   )
 
 
+def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
+  """The flags of commands that draw from a workdir.
+
+  Args:
+    values: where they are declared.
+    loops: what --loops stands for when it is not given.
+    num: default of --num.
+  """
+  string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  string('workdir', None, 'A trained workdir.', flag_values=values)
+  string(
+    'loops', None, f'Loop counts, as in 1,2,4; {loops}.', flag_values=values
+  )
+  integer('num', num, 'Samples per loop count.', flag_values=values)
+  integer('seed', 0, 'Seed of the noise.', flag_values=values)
+  flags.DEFINE_float(
+    'guidance', None, 'Scale s; default: the config.', flag_values=values
+  )
+
+
 def required(args: flags.FlagValues, name: str) -> Any:
   """The value of a flag that must be given."""
   if (value := args[name].value) in (None, ''):

@@ -29,14 +29,7 @@ def main(args: flags.FlagValues) -> None:
 
 
 def _define(values: flags.FlagValues) -> None:
-  string, integer = flags.DEFINE_string, flags.DEFINE_integer
-  string('workdir', None, 'A trained workdir.', flag_values=values)
-  string('loops', None, 'Loop counts; default 1..L_max.', flag_values=values)
-  integer('num', 1000, 'Samples per loop count.', flag_values=values)
-  integer('seed', 0, 'Seed of the noise.', flag_values=values)
-  flags.DEFINE_float(
-    'guidance', None, 'Scale s; default: the config.', flag_values=values
-  )
+  cli.add_sampling(values, loops='1..L_max', num=1000)
 
 
 if __name__ == '__main__':

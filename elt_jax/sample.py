@@ -88,16 +88,15 @@ def main(args: flags.FlagValues) -> None:
 
 
 def _define(values: flags.FlagValues) -> None:
-  string, integer = flags.DEFINE_string, flags.DEFINE_integer
-  string('workdir', None, 'A trained workdir.', flag_values=values)
-  string('loops', None, 'Loop counts; default L_max.', flag_values=values)
-  integer('num', 16, 'Samples per loop count.', flag_values=values)
-  string('labels', None, 'Classes, as in 3 or 0,1,2.', flag_values=values)
-  string('out', 'samples.png', 'Picture to write.', flag_values=values)
-  integer('seed', 0, 'Seed of the noise.', flag_values=values)
-  integer('scale', 2, 'Size of a pixel in the picture.', flag_values=values)
-  flags.DEFINE_float(
-    'guidance', None, 'Scale s; default: the config.', flag_values=values
+  cli.add_sampling(values, loops='L_max', num=16)
+  flags.DEFINE_string(
+    'labels', None, 'Classes, as in 3 or 0,1,2.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'out', 'samples.png', 'Picture to write.', flag_values=values
+  )
+  flags.DEFINE_integer(
+    'scale', 2, 'Size of a pixel in the picture.', flag_values=values
   )
 
 
