@@ -25,7 +25,7 @@ quickstart: venv
 	  --loops=1,2,3,4,6,8 --num=500
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: venv
 	$(BIN)/ruff check .

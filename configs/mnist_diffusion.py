@@ -6,7 +6,9 @@
 
 Two CPU cores: 5 minutes of training, then 1.5 of evaluation. Expect, at 1, 2,
 3, 4 loops, fd_lenet 18, 15, 14, 14 and class accuracy of at least 0.97.
-LONG_TEXT
+`:long` trains 4,500 steps in 11 minutes: accuracy 0.98, 0.99, 0.99, 0.99; at
+this guidance its fd_lenet rises with the loops (13, 16, 17, 18).
+
 Two layers applied up to four times, 16 tokens of 7 x 7 pixels; the network
 predicts x0 and the loss is the mean squared error of v. The digits ship with
 a package: nothing is downloaded.
