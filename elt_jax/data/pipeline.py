@@ -1,11 +1,10 @@
-"""Batches for training: shuffle, repeat, augment, slice, batch.
+"""Batches for training: shuffle, cut, repeat, augment, slice, batch.
 
 The order is what makes a run independent of the number of hosts. Shuffling
 and augmentation come before the slice of this host, so each example keeps its
-place and its randomness; the source is cut to a multiple of the global batch,
-so that epochs
-end between batches. Batch k is then a function of (seed, k),
-and the position to resume from is the step.
+place and its randomness; each epoch is cut, after its shuffle, to a multiple
+of the global batch, so that epochs end between batches. Batch k is then a
+function of (seed, k), and the position to resume from is the step.
 """
 
 import collections
