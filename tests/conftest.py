@@ -1,6 +1,7 @@
 """Eight fake devices and cheap compilation, set before JAX starts."""
 
 import atexit
+from importlib import metadata
 import os
 import shutil
 import tempfile
@@ -13,9 +14,17 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
   os.environ['JAX_COMPILATION_CACHE_DIR'] = _CACHE
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_backend_optimization_level=0'
-)
+_FLAGS = [
+  os.environ.get('XLA_FLAGS', ''),
+  '--xla_backend_optimization_level=0',
+  # The workers of pytest keep the cores busy already.
+  '--xla_cpu_parallel_codegen_split_count=1',
+]
+# The emitters of this release take most of the time of a compilation; later
+# ones know no such flag, and end at once on a flag they do not know.
+if metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS.append('--xla_cpu_use_fusion_emitters=false')
+os.environ['XLA_FLAGS'] = ' '.join(_FLAGS)
 
 import jax
 import ml_collections
