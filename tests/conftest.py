@@ -40,7 +40,7 @@ def tiny_config() -> ml_collections.ConfigDict:
   """A model that compiles in seconds, on synthetic 8 x 8 images."""
   c = get_base()
   m, d = c.model, c.data
-  m.width, m.num_layers, m.max_loops, m.num_heads = 16, 2, 3, 2
+  m.width, m.num_layers, m.max_loops, m.num_heads = 16, 1, 3, 2
   m.patch_size = 4
   d.source, d.image_size, d.num_classes = 'synthetic', 8, 4
   c.objective.logsnr_min, c.objective.logsnr_max = -8.0, 8.0

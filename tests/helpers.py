@@ -1,5 +1,7 @@
 """What several tests build: a tiny model, a batch, a whole training stack."""
 
+import functools
+
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
@@ -17,16 +19,32 @@ ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
 
 def make_inputs(config, batch=3):
   """(x, t, labels) of a model."""
-  x = jax.random.normal(jax.random.key(7), (batch, *sample_shape(config)))
-  t = jnp.linspace(0.1, 0.9, batch)
-  return x, t, jnp.arange(batch) % config.data.num_classes
+  rng = np.random.default_rng(7)
+  x = rng.standard_normal((batch, *sample_shape(config)), np.float32)
+  t = np.linspace(0.1, 0.9, batch, dtype=np.float32)
+  return x, t, np.arange(batch, dtype=np.int32) % config.data.num_classes
+
+
+def abstract_params(config):
+  """Shapes and dtypes of the unboxed parameters, nothing compiled."""
+  model = build_model(config)
+  init = functools.partial(model.init, jax.random.key(0))
+  return nn.unbox(jax.eval_shape(init, *make_inputs(config)))
+
+
+@functools.cache
+def _initial(model, shape):
+  batch = shape[0]
+  inputs = np.zeros(shape), np.zeros(batch), np.zeros(batch, np.int32)
+  return nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
 
 
 def init(config):
   """(model, unboxed parameters, inputs)."""
   model, inputs = build_model(config), make_inputs(config)
-  params = jax.jit(model.init)(jax.random.key(0), *inputs)
-  return model, nn.unbox(params), inputs
+  # Models are values: equal ones share their arrays, and the dicts are new.
+  params = jax.tree.map(lambda x: x, _initial(model, inputs[0].shape))
+  return model, params, inputs
 
 
 def noisy(params, scale=0.05):
@@ -51,17 +69,25 @@ def make_batch(config, size=16, seed=0):
   }
 
 
+def objective_of(config):
+  return build_objective(config, build_model(config))
+
+
 def make_objective(config, size=8):
   """(objective, noisy parameters, batch)."""
-  model, params, _ = init(config)
-  objective = build_objective(config, model)
-  return objective, noisy(params), make_batch(config, size)
+  _, params, _ = init(config)
+  return objective_of(config), noisy(params), make_batch(config, size)
+
+
+@functools.cache
+def _compiled_loss(objective):
+  return jax.jit(objective.loss)
 
 
 def loss_at(objective, params, batch, step, key=None):
   """(loss, metrics) at a step, compiled."""
   key = jax.random.key(11) if key is None else key
-  return jax.jit(objective.loss)(params, batch, key, jnp.int32(step))
+  return _compiled_loss(objective)(params, batch, key, jnp.int32(step))
 
 
 class Stack:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from elt_jax.objectives.ilsd import draw_exit_loop, gt_weight
-from tests.helpers import apply, loss_at, make_objective
+from tests.helpers import apply, loss_at, make_objective, objective_of
 
 KEY, STEPS = jax.random.key(11), 20
 
@@ -43,7 +43,7 @@ def test_terms_add_up_and_the_teacher_is_vanilla_looping(config):
     rtol=1e-6,
   )
   config.objective.exits = 'none'
-  vanilla, _ = loss_at(make_objective(config)[0], params, batch, 6)
+  vanilla, _ = loss_at(objective_of(config), params, batch, 6)
   np.testing.assert_allclose(m['gt_final'], vanilla, rtol=1e-5)
 
 
@@ -52,7 +52,7 @@ def test_the_student_is_the_model_run_for_l_int_loops(config):
   _, m = loss_at(objective, params, batch, 4)
   config.objective.exits = 'none'
   config.model.max_loops = int(m['exit_loop'])
-  short, _ = loss_at(make_objective(config)[0], params, batch, 4)
+  short, _ = loss_at(objective_of(config), params, batch, 4)
   np.testing.assert_allclose(m['gt_exit'], short, rtol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_at_lambda_one_ilsd_is_two_exit_deep_supervision(config):
   objective, params, batch = make_objective(config)
   ilsd, _ = loss_at(objective, params, batch, 0)
   config.objective.exits = 'all'
-  deep, _ = loss_at(make_objective(config)[0], params, batch, 0)
+  deep, _ = loss_at(objective_of(config), params, batch, 0)
   np.testing.assert_allclose(ilsd, deep, rtol=1e-5)
 
 
@@ -105,9 +105,7 @@ def test_deep_supervision_averages_the_earlier_exits(config):
   for loops in (2, 3, 4):
     config.objective.exits = 'none'
     config.model.max_loops = loops
-    losses.append(
-      float(loss_at(make_objective(config)[0], params, batch, 0)[0])
-    )
+    losses.append(float(loss_at(objective_of(config), params, batch, 0)[0]))
   np.testing.assert_allclose(m['gt_exit'], np.mean(losses[:2]), rtol=1e-5)
   np.testing.assert_allclose(m['gt_final'], losses[2], rtol=1e-5)
 

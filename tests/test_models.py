@@ -1,6 +1,7 @@
 """Shapes, parameters and the invariants of the looped transformer."""
 
 import dataclasses
+import functools
 
 from flax import linen as nn
 import jax
@@ -11,7 +12,19 @@ import pytest
 from elt_jax import flops
 from elt_jax.models import layers
 from elt_jax.models.elt import build_model
-from tests.helpers import apply, init, make_inputs, noisy
+from tests.conftest import tiny_config
+from tests.helpers import abstract_params, apply, init, make_inputs, noisy
+
+
+def two_layers():
+  config = tiny_config()
+  config.model.num_layers = 2
+  return config
+
+
+@pytest.fixture
+def config():
+  return two_layers()
 
 
 def test_at_initialisation_all_loops_agree(config):
@@ -41,8 +54,7 @@ def test_away_from_initialisation_loops_differ_and_static_equals_dynamic(
 
 
 def layer_params(config):
-  model = build_model(config)
-  params = jax.eval_shape(model.init, jax.random.key(0), *make_inputs(config))
+  params = abstract_params(config)
   return flops.count_params(params['layers']), flops.count_params(params)
 
 
@@ -64,6 +76,19 @@ def test_layer_parameters_follow_the_formula(config):
   assert layer_params(config)[0] == expected
 
 
+@functools.cache
+def gradients(**changes):
+  """Of one loss at the same parameters, through the model with `changes`."""
+  model, params, inputs = init(two_layers())
+  model = dataclasses.replace(model, **changes)
+
+  def loss(params):
+    out, out_exit = model.apply(params, *inputs, num_loops=2, exit_loop=1)
+    return jnp.mean(out**2) + jnp.mean(out_exit**2)
+
+  return jax.jit(jax.grad(loss))(noisy(params))
+
+
 @pytest.mark.parametrize(
   'remat,scan_layers,unroll',
   [
@@ -73,25 +98,11 @@ def test_layer_parameters_follow_the_formula(config):
     ('dots', False, False),
   ],
 )
-def test_remat_scan_and_unroll_change_no_number(
-  config, remat, scan_layers, unroll
-):
-  model, params, inputs = init(config)
-  params = noisy(params)
-  other = dataclasses.replace(
-    model, remat=remat, scan_layers=scan_layers, unroll_loops=unroll
-  )
-
-  def loss(params, model):
-    out, out_exit = model.apply(params, *inputs, num_loops=2, exit_loop=1)
-    return jnp.mean(out**2) + jnp.mean(out_exit**2)
-
-  grads = jax.jit(jax.grad(loss), static_argnums=1)
-  want, got = grads(params, model), grads(params, other)
+def test_remat_scan_and_unroll_change_no_number(remat, scan_layers, unroll):
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6),
-    want,
-    got,
+    gradients(),
+    gradients(remat=remat, scan_layers=scan_layers, unroll_loops=unroll),
   )
 
 
@@ -123,15 +134,19 @@ def test_bfloat16_computes_near_float32_and_keeps_float32_parameters(config):
   params = noisy(params)
   config.model.dtype = 'bfloat16'
   half = build_model(config)
-  h, block, _ = half.bind(params, *inputs)
-  assert h.dtype == block(h, 0).dtype == jnp.bfloat16
+
+  def states(params):
+    h, block, _ = half.bind(params, *inputs)
+    return h, block(h, 0)
+
+  assert {x.dtype.name for x in jax.eval_shape(states, params)} == {'bfloat16'}
   fine, coarse = (
     apply(m, params, inputs, num_loops=2)[0] for m in (model, half)
   )
   assert coarse.dtype == jnp.float32
   np.testing.assert_allclose(fine, coarse, atol=0.05 * np.abs(fine).max())
-  abstract = jax.eval_shape(half.init, jax.random.key(0), *inputs)
-  assert {x.dtype.name for x in jax.tree.leaves(abstract)} == {'float32'}
+  dtypes = {x.dtype.name for x in jax.tree.leaves(abstract_params(config))}
+  assert dtypes == {'float32'}
 
 
 def test_video_is_the_same_code_path(config):
@@ -140,18 +155,21 @@ def test_video_is_the_same_code_path(config):
   model, params, inputs = init(config)
   out, _ = apply(model, noisy(params), inputs, num_loops=2)
   assert out.shape == inputs[0].shape == (3, 4, 8, 8, 1)
-  h, _, _ = model.bind(params, *inputs)
+  h = jax.eval_shape(lambda p: model.bind(p, *inputs)[0], params)
   assert h.shape == (3, 2 * 2 * 2, config.model.width)
 
 
 def test_wrong_image_size_raises(config):
-  model, params, (_, t, labels) = init(config)
+  model, (_, t, labels) = build_model(config), make_inputs(config)
   with pytest.raises(ValueError, match=r'\(1, 8, 8\), got \(1, 12, 8\)'):
-    model.bind(params, jnp.zeros((3, 12, 8, 1)), t, labels)
+    jax.eval_shape(
+      lambda p: model.bind(p, jnp.zeros((3, 12, 8, 1)), t, labels)[0],
+      abstract_params(config),
+    )
 
 
 def test_unpatchify_inverts_patchify():
-  x = jax.random.normal(jax.random.key(0), (2, 4, 6, 8, 3))
+  x = np.random.default_rng(0).standard_normal((2, 4, 6, 8, 3))
   tokens = layers.patchify(x, (2, 3, 2))
   assert tokens.shape == (2, 2 * 2 * 4, 2 * 3 * 2 * 3)
   # The first token is the first 2 x 3 x 2 block.
@@ -189,12 +207,12 @@ def test_video_positions_tell_every_token_apart():
 def test_attention_equals_a_numpy_reference():
   b, s, k, hd = 2, 5, 2, 4
   module = layers.Attention(k)
-  h = jax.random.normal(jax.random.key(0), (b, s, k * hd))
-  p = nn.unbox(module.init(jax.random.key(1), h))
+  h = np.random.default_rng(0).standard_normal((b, s, k * hd), np.float32)
+  p = nn.unbox(jax.jit(module.init)(jax.random.key(1), h))
   w, out = p['params']['qkv']['kernel'], p['params']['out']['kernel']
   q, key, v = (np.einsum('bsd,dkh->bskh', h, w[:, i]) for i in range(3))
   logits = np.einsum('bqkh,bpkh->bkqp', q, key) / np.sqrt(hd)
   weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
   mixed = np.einsum('bkqp,bpkh->bqkh', weights, v)
   want = np.einsum('bqkh,khd->bqd', mixed, out)
-  np.testing.assert_allclose(module.apply(p, h), want, atol=1e-5)
+  np.testing.assert_allclose(jax.jit(module.apply)(p, h), want, atol=1e-5)

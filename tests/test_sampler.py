@@ -1,6 +1,7 @@
 """The diffusion sampler against closed forms, and its invariances."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from elt_jax.objectives import diffusion
 from elt_jax.samplers.diffusion import DiffusionSampler, build_sampler
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.guidance import guided
+from tests.conftest import tiny_config
 from tests.helpers import init, noisy
 
 ALL = jnp.array([0.0, 1.0])
@@ -75,9 +77,11 @@ def test_guidance_is_u_plus_s_times_the_difference():
   np.testing.assert_allclose(run(2.5, on=False), conditional)
 
 
-def draw_with(config, **changes):
-  for key, value in changes.items():
-    config.sample[key] = value
+@functools.cache
+def draw_with(**changes):
+  """(draw, parameters), compiled once for the tests that ask for the same."""
+  config = tiny_config()
+  config.sample.update(changes)
   model, params, _ = init(config)
   mesh = jax.make_mesh(
     (8, 1, 1),
@@ -112,8 +116,8 @@ def test_one_compilation_serves_every_loop_count_and_schedule(config):
   assert len(different) == len(out)
 
 
-def test_constant_schedule_is_the_scalar_and_schedules_matter(config):
-  draw, params = draw_with(config)
+def test_constant_schedule_is_the_scalar_and_schedules_matter():
+  draw, params = draw_with()
   labels = np.arange(4)
   scalar = draw(params, labels, 3, seed=0)
   np.testing.assert_array_equal(
@@ -124,8 +128,8 @@ def test_constant_schedule_is_the_scalar_and_schedules_matter(config):
   )
 
 
-def test_a_sample_depends_on_its_seed_and_index_alone(config):
-  draw, params = draw_with(config)
+def test_a_sample_depends_on_its_seed_and_index_alone():
+  draw, params = draw_with()
   labels = np.arange(12) % 4
   whole = draw(params, labels, 2, seed=1)
   np.testing.assert_allclose(
@@ -135,7 +139,7 @@ def test_a_sample_depends_on_its_seed_and_index_alone(config):
 
 
 def test_samples_do_not_depend_on_the_number_of_devices(config):
-  draw, params = draw_with(config)
+  draw, params = draw_with()
   labels = np.arange(8) % 4
   model = build_model(config)
   alone = jax.make_mesh(
@@ -151,10 +155,10 @@ def test_samples_do_not_depend_on_the_number_of_devices(config):
   )
 
 
-def test_ddpm_differs_from_ddim_and_both_are_repeatable(config):
+def test_ddpm_differs_from_ddim_and_both_are_repeatable():
   out = {}
   for method in ('ddim', 'ddpm'):
-    draw, params = draw_with(config, method=method)
+    draw, params = draw_with(method=method)
     out[method] = draw(params, np.arange(4), 2, seed=0)
     np.testing.assert_array_equal(
       draw(params, np.arange(4), 2, seed=0), out[method]
@@ -162,31 +166,31 @@ def test_ddpm_differs_from_ddim_and_both_are_repeatable(config):
   assert np.abs(out['ddim'] - out['ddpm']).max() > 0.01
 
 
-def test_clip_bounds_the_result(config):
-  draw, params = draw_with(config, clip=True)
+def test_clip_bounds_the_result():
+  draw, params = draw_with()
   assert np.abs(draw(params, np.arange(4), 2, seed=0)).max() <= 1
-  draw, params = draw_with(config, clip=False)
+  draw, params = draw_with(clip=False)
   big = jax.tree.map(lambda x: 5 * x, params)
   assert np.abs(draw(big, np.arange(4), 2, seed=0)).max() > 1
 
 
 @pytest.mark.parametrize('labels', [[-1], [0, 4]])
-def test_labels_out_of_range_raise(config, labels):
-  draw, params = draw_with(config)
+def test_labels_out_of_range_raise(labels):
+  draw, params = draw_with()
   with pytest.raises(ValueError, match=r'Labels must be in 0\.\.3'):
     draw(params, np.array(labels), 1, seed=0)
 
 
 @pytest.mark.parametrize('guidance', [-1.0, float('nan'), float('inf')])
-def test_bad_guidance_raises(config, guidance):
-  draw, params = draw_with(config)
+def test_bad_guidance_raises(guidance):
+  draw, params = draw_with()
   with pytest.raises(ValueError, match='guidance must be a number'):
     draw(params, np.arange(2), 1, seed=0, guidance=guidance)
 
 
 @pytest.mark.parametrize('loops', [0, [1, 2], [1, 2, 0, 1]])
-def test_bad_loops_raise(config, loops):
-  draw, params = draw_with(config)
+def test_bad_loops_raise(loops):
+  draw, params = draw_with()
   with pytest.raises(ValueError, match='one number or one per sampling step'):
     draw(params, np.arange(2), loops, seed=0)
 

@@ -26,7 +26,7 @@ MESHES = {
 
 def three_steps(config, shape):
   """(state, metrics) on the host after three steps on one batch."""
-  config.model.update({'width': 32, 'num_heads': 4, 'num_layers': 1})
+  config.model.update({'width': 32, 'num_heads': 4})
   stack = Stack(config, shape)
   state, step = stack.create(), stack.step()
   for _ in range(3):

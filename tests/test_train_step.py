@@ -1,5 +1,7 @@
 """The optimizer step: schedules, decay, clipping, averages, accumulation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +10,32 @@ import pytest
 
 from elt_jax import optim
 from elt_jax.train_step import batch_sharding, ema_decay
-from tests.helpers import Stack, init, make_batch
+from tests.conftest import tiny_config
+from tests.helpers import Stack, abstract_params, make_batch
 
 
-def run(config, steps, shape=None):
-  config.model.num_layers = 1
-  stack = Stack(config, shape)
-  state, step, losses = stack.create(), stack.step(), []
+def run(stack, step, steps):
+  """(state, metrics of every step) from the start."""
+  state, metrics = stack.create(), []
   for i in range(steps):
-    batch = make_batch(config, seed=i)
-    state, metrics = step(
-      state, jax.device_put(batch, batch_sharding(stack.mesh))
-    )
-    losses.append(metrics)
-  return state, jax.device_get(losses), step
+    batch = make_batch(stack.config, seed=i)
+    batch = jax.device_put(batch, batch_sharding(stack.mesh))
+    state, found = step(state, batch)
+    metrics.append(found)
+  return jax.device_get((state, metrics))
+
+
+def run_new(config, steps, shape=None):
+  """As `run`, with everything built anew."""
+  stack = Stack(config, shape)
+  return run(stack, stack.step(), steps)
+
+
+@functools.cache
+def tiny():
+  """(stack, step) of the tiny config on one device: no test changes them."""
+  stack = Stack(tiny_config())
+  return stack, stack.step()
 
 
 def test_training_lowers_the_loss_on_one_batch(config):
@@ -39,29 +53,30 @@ def test_training_lowers_the_loss_on_one_batch(config):
   assert np.mean(losses[-20:]) < 0.7 * np.mean(losses[:20])
 
 
-def test_one_compilation_for_all_steps(config):
-  _, metrics, step = run(config, 6)
+def test_one_compilation_for_all_steps():
+  stack, step = tiny()
+  _, metrics = run(stack, step, 6)
   assert step._cache_size() == 1
   assert len({float(m['exit_loop']) for m in metrics}) > 1
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(config):
-  first, _, _ = run(config, 2)
-  again, _, _ = run(config, 2)
+  stack, step = tiny()
+  first, _ = run(stack, step, 2)
+  again, _ = run_new(config, 2)
   jax.tree.map(np.testing.assert_array_equal, first, again)
   config.train.seed = 1
-  other = Stack(config).create()
-  config.train.seed = 0
-  same = Stack(config).create()
+  other, same = Stack(config).create(), stack.create()
   kernel = lambda s: np.asarray(s.params['layers']['mlp']['in']['kernel'])
   assert np.abs(kernel(same) - kernel(other)).max() > 0
 
 
 def test_accumulation_equals_the_whole_batch(config):
-  shape = {'data': 4, 'fsdp': 2, 'tensor': 1}
-  whole, whole_metrics, _ = run(config, 2, shape)
+  """Parts of a batch over eight devices, the whole of it on one."""
+  whole, whole_metrics = run(*tiny(), 2)
   config.train.accumulate_steps = 2
-  parts, parts_metrics, _ = run(config, 2, shape)
+  shape = {'data': 4, 'fsdp': 2, 'tensor': 1}
+  parts, parts_metrics = run_new(config, 2, shape)
   np.testing.assert_allclose(
     whole_metrics[-1]['loss'], parts_metrics[-1]['loss'], rtol=1e-5
   )
@@ -76,12 +91,12 @@ def test_ema_warms_up_and_follows_the_parameters(config):
   decays = [float(ema_decay(jnp.int32(s), 0.99)) for s in (0, 90, 10**6)]
   np.testing.assert_allclose(decays, [0.1, 0.91, 0.99], rtol=1e-6)
   config.optim.ema_decay = 0.0
-  state, _, _ = run(config, 2)
+  state, _ = run_new(config, 2)
   jax.tree.map(np.testing.assert_array_equal, state.params, state.ema)
 
 
 def test_weight_decay_touches_kernels_alone(config):
-  _, params, _ = init(config)
+  params = abstract_params(config)
   mask = optim.decay_mask(params)
   for (path, decays), leaf in zip(
     jax.tree_util.tree_flatten_with_path(mask)[0],
@@ -94,9 +109,11 @@ def test_weight_decay_touches_kernels_alone(config):
 
   config.optim.weight_decay, config.optim.learning_rate = 0.5, 0.1
   optimizer = optim.build_optimizer(config)
-  ones = jax.tree.map(jnp.ones_like, params)
-  nothing = jax.tree.map(jnp.zeros_like, params)
-  updates, _ = optimizer.update(nothing, optimizer.init(ones), ones)
+  fill = lambda value: jax.tree.map(
+    lambda x: np.full(x.shape, value, x.dtype), params
+  )
+  update = lambda ones: optimizer.update(fill(0), optimizer.init(ones), ones)
+  updates, _ = jax.jit(update)(fill(1))
   np.testing.assert_allclose(updates['head']['out']['kernel'], -0.05, rtol=1e-6)
   np.testing.assert_array_equal(updates['head']['out']['bias'], 0)
 
