@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv quickstart test lint format bench ablation
+.PHONY: venv quickstart masked test lint format bench ablation
 
 venv: $(READY)
 
@@ -23,6 +23,18 @@ quickstart: venv
 	  --loops=1,2,3,4 --num=10 --out=runs/quickstart/samples/loops.png
 	$(BIN)/python -m elt_jax.evaluate --workdir=runs/quickstart \
 	  --loops=1,2,3,4,6,8 --num=500
+
+# Tokenizer, tokens and masked model of the same digits: runs/mnist_*/.
+masked: venv
+	$(BIN)/python -m elt_jax.train --config=configs/mnist_tokenizer.py \
+	  --workdir=runs/mnist_tokenizer
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/mnist_tokenizer
+	$(BIN)/python -m elt_jax.tokenize --workdir=runs/mnist_tokenizer \
+	  --out=runs/mnist_tokens
+	$(BIN)/python -m elt_jax.train --config=configs/mnist_masked.py \
+	  --workdir=runs/mnist_masked
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/mnist_masked \
+	  --loops=1,2,3,4,6 --num=500
 
 test: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal

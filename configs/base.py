@@ -13,7 +13,7 @@ def get_base() -> ml_collections.ConfigDict:
   c = ml_collections.ConfigDict()
 
   c.model = m = ml_collections.ConfigDict()
-  m.family = 'diffusion'  # what is generated: 'diffusion' of pixels or latents
+  m.family = 'diffusion'  # diffusion | masked | tokenizer
   m.width = 384  # d
   m.num_layers = 4  # N, unique layers
   m.max_loops = 4  # L_max, loops of the teacher in training
@@ -28,6 +28,9 @@ def get_base() -> ml_collections.ConfigDict:
   m.input_injection = False  # add the embedded input before every later loop
   m.loop_embedding = False  # learned embedding of the loop index
   m.residual_scale = False  # residual updates times 1 / max_loops
+  m.vocabulary = 'codebook|classes|null|mask'  # masked: the order of its ids
+  m.norm = 'post'  # masked: post | pre
+  m.dropout = 0.0  # masked: of attention weights and updates
 
   c.objective = o = ml_collections.ConfigDict()
   o.exits = 'ilsd'  # ilsd | none (vanilla looping) | all (deep supervision)
@@ -39,9 +42,15 @@ def get_base() -> ml_collections.ConfigDict:
   o.logsnr_max = 15.0  # log-SNR of data
   o.logsnr_shift = 0.0  # 2 log(base side / side)
   o.label_dropout = 0.1  # share of examples trained without their class
+  o.mask_schedule = 'cosine'  # masked: cosine | arccos | linear | powP
+  o.label_smoothing = 0.1  # masked: of the ground truth, not of distillation
+  o.reduction = 'sample'  # masked: sample | batch, what is averaged first
+  o.unmasked_weight = 0.0  # masked: of known tokens; MAGVIT 1, TiTok 0.1
 
   c.data = d = ml_collections.ConfigDict()
-  d.source = 'mnist'  # mnist | synthetic | npz:FILE (image, label arrays)
+  # mnist | synthetic | npz:FILE (arrays image, label) | folder:DIR (images in
+  # class folders) | tokens:DIR (made by elt_jax.tokenize, for masked models)
+  d.source = 'mnist'
   d.image_size = 28  # pixels of a side
   d.num_channels = 1
   d.num_frames = 1  # 1 is an image
@@ -49,6 +58,29 @@ def get_base() -> ml_collections.ConfigDict:
   d.flip = False  # mirror at random
   d.num_threads = 1  # readers ahead of the step
   d.seed = 0  # of the order of examples
+
+  c.tokenizer = z = ml_collections.ConfigDict()
+  # Its shape; a masked model has those of the tokenizer that made its tokens.
+  z.filters = 128  # width of the first level
+  z.channel_multipliers = (1, 1, 2, 2, 4)  # levels; each but the last halves
+  z.temporal_downsample = ()  # video: whether each halving halves frames too
+  z.num_res_blocks = 2  # of a level
+  z.norm_groups = 32
+  z.codebook_size = 1024
+  z.embedding_dim = 256  # width of a code
+  # Its training.
+  z.reconstruction = 'l2'  # l2 | l1
+  z.commitment = 0.25
+  z.entropy = 0.1  # 0 is off
+  z.entropy_temperature = 0.01
+  z.restart_every_steps = 0  # unused codes become vectors of the batch; 0: off
+  z.perceptual = 0.0  # weight; 0 is off
+  z.perceptual_weights = ''  # VGG-16 of torchvision, .safetensors or .npz
+  z.adversarial = 0.0  # weight; 0 is off
+  z.r1 = 10.0  # gamma of gamma / 2 |grad D|^2
+  z.discriminator_filters = 64
+  z.discriminator_multipliers = (2, 4, 8, 8, 8)
+  z.discriminator_learning_rate = 1.0  # times optim.learning_rate
 
   c.optim = p = ml_collections.ConfigDict()
   p.learning_rate = 1e-4  # peak
@@ -80,12 +112,17 @@ def get_base() -> ml_collections.ConfigDict:
   h.tensor = 1  # shards heads and MLP
 
   c.sample = s = ml_collections.ConfigDict()
-  s.method = 'ddim'  # ddim | ddpm
+  s.method = 'ddim'  # ddim | ddpm; masked: confidence | halton
   s.num_steps = 25  # K
   s.guidance = 1.5  # s of u + s (c - u); 1 is off
   s.guidance_low = 0.0  # guidance acts at times in [low, high]
   s.guidance_high = 1.0
   s.clip = True  # data estimate to [-1, 1]: pixels yes, latents no
   s.batch_size = 250
+  s.mask_schedule = 'cosine'  # masked: cosine | arccos | linear | powP
+  s.temperature_bias = 0.5  # masked: tokens are drawn at bias + scale (1 - r)
+  s.temperature_scale = 0.8
+  s.choice_temperature = 4.5  # masked: Gumbel noise of the confidence
+  s.guidance_schedule = 'constant'  # masked: constant | linear | powP
 
   return c.lock()

@@ -44,6 +44,13 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
   flags.DEFINE_float(
     'guidance', None, 'Scale s; default: the config.', flag_values=values
   )
+  integer('steps', None, 'K; default: the config.', flag_values=values)
+  string(
+    'method',
+    None,
+    'ddim or ddpm; confidence or halton; default: the config.',
+    flag_values=values,
+  )
 
 
 def required(args: flags.FlagValues, name: str) -> Any:

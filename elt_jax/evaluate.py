@@ -5,12 +5,16 @@
 Writes elastic.json (a row of metrics per loop count, and the recipe) and
 elastic.png (the curves over a strip of samples) to the workdir. By default
 loops 1..L_max.
+
+Of a tokenizer, it measures the reconstructions of the held-out split instead,
+and writes reconstruction.json and reconstruction.png.
 """
 
 from absl import flags
 
 from elt_jax import cli, sample
-from elt_jax.evals import elastic
+from elt_jax import config as config_lib
+from elt_jax.evals import elastic, reconstruction
 
 
 def main(args: flags.FlagValues) -> None:
@@ -18,13 +22,25 @@ def main(args: flags.FlagValues) -> None:
   loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')
-  config, draw, params, step = sample.load(workdir, args.num)
+  if config_lib.load(workdir).model.family == 'tokenizer':
+    return evaluate_tokenizer(workdir)
+  config, draw, params, step = sample.load(
+    workdir, args.num, args.steps, args.method
+  )
   loops = loops or list(range(1, config.model.max_loops + 1))
   report, pictures = elastic.evaluate(
     config, draw, params, step, loops, args.num, args.seed, args.guidance
   )
   print(elastic.table(report))
   for path in elastic.write(workdir, report, pictures):
+    print(path)
+
+
+def evaluate_tokenizer(workdir: str) -> None:
+  tokenizer, step = sample.load_tokenizer(workdir)
+  report, picture = reconstruction.evaluate(tokenizer, step)
+  print(reconstruction.table(report))
+  for path in reconstruction.write(workdir, report, picture):
     print(path)
 
 

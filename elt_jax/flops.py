@@ -1,4 +1,4 @@
-"""Parameters, multiply-adds and FLOPs of a config, from formulas.
+"""Parameters, multiply-adds and FLOPs of a looped config, from formulas.
 
 A compiler's cost analysis counts the body of a loop once, so these numbers
 come from shapes. Only matrix products are counted, attention scores included.
@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from elt_jax.samplers.diffusion import sampling_times
+from elt_jax.models.vocabulary import build_vocabulary
+from elt_jax.samplers import guided_steps
+from elt_jax.tokenizers.vqgan import token_grid
 
 
 def count_params(params: Any) -> int:
@@ -20,26 +22,41 @@ def count_params(params: Any) -> int:
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
-def num_tokens(config: Any) -> int:
-  """s, the tokens of one example."""
+def grid(config: Any) -> tuple[int, ...]:
+  """The tokens of one example along each axis, (f, h, w) or (h, w)."""
+  if config.model.family == 'masked':
+    return token_grid(config)
   m, d = config.model, config.data
-  return (d.num_frames // m.patch_frames) * (d.image_size // m.patch_size) ** 2
+  side = d.image_size // m.patch_size
+  return (d.num_frames // m.patch_frames, side, side)
 
 
-def macs_per_block(config: Any) -> int:
+def num_tokens(config: Any) -> int:
+  """s, the length of the sequence; masked models have a class token too."""
+  return math.prod(grid(config)) + (config.model.family == 'masked')
+
+
+def macs_per_block(config: Any, tokens: int | None = None) -> int:
   """Multiply-adds of one loop over one example: N layers, all tokens.
 
   Per token and layer 4 d^2 for attention, 2 r d^2 for the MLP and 2 s d for
-  scores and weighted sum.
+  scores and weighted sum; s is `tokens`, by default `num_tokens`.
   """
-  m, s = config.model, num_tokens(config)
+  m, s = config.model, tokens or num_tokens(config)
   per_token = (4 + 2 * m.mlp_ratio) * m.width**2 + 2 * s * m.width
   return int(m.num_layers * s * per_token)
+
+
+def paper_macs_per_pass(config: Any, loops: int) -> int:
+  """`macs_per_pass` as the ELT paper counts: layers alone, no class token."""
+  return loops * macs_per_block(config, math.prod(grid(config)))
 
 
 def macs_per_head(config: Any) -> int:
   """Multiply-adds of the head on one example."""
   m, s = config.model, num_tokens(config)
+  if m.family == 'masked':
+    return s * m.width * (m.width + build_vocabulary(config).size)
   return 2 * m.width**2 + s * m.width * _patch_values(config)
 
 
@@ -47,12 +64,14 @@ def macs_per_pass(config: Any, loops: int) -> int:
   """Multiply-adds of one evaluation of the network on one example.
 
   Embedding, conditioning (once, not per loop), `loops` blocks and one head.
+  Looking up tokens costs none.
   """
   m, s = config.model, num_tokens(config)
-  embed = s * _patch_values(config) * m.width
-  condition = 256 * m.width + m.width**2 + m.num_layers * 6 * m.width**2
-  block = macs_per_block(config)
-  return embed + condition + loops * block + macs_per_head(config)
+  before = 0
+  if m.family == 'diffusion':
+    condition = 256 * m.width + m.width**2 + m.num_layers * 6 * m.width**2
+    before = s * _patch_values(config) * m.width + condition
+  return before + loops * macs_per_block(config) + macs_per_head(config)
 
 
 def _patch_values(config: Any) -> int:
@@ -60,30 +79,16 @@ def _patch_values(config: Any) -> int:
   return m.patch_frames * m.patch_size**2 * config.data.num_channels
 
 
-def _passes(config: Any, guidance: float | None) -> np.ndarray:
-  """Evaluations of the network at each sampling step: 2 where guided."""
-  s = config.sample
-  times = sampling_times(s.num_steps)[:-1]
-  low, high = np.float32([s.guidance_low, s.guidance_high])
-  inside = (low <= times) & (times <= high)
-  scale = s.guidance if guidance is None else guidance
-  return 1 + (inside & (scale != 1))
-
-
-def guided_steps(config: Any, guidance: float | None = None) -> int:
-  """Sampling steps that run the unconditional pass too."""
-  return int(np.sum(_passes(config, guidance) - 1))
-
-
 def flops_per_sample(
   config: Any, loops: int | list[int], guidance: float | None = None
 ) -> int:
-  """FLOPs of one sample, guidance passes included.
+  """FLOPs of one sample: guidance passes included, a tokenizer's not.
 
   `loops` is one number, or one per sampling step; `guidance` None takes
   config.sample.guidance.
   """
-  passes = _passes(config, guidance)
+  scale = config.sample.guidance if guidance is None else guidance
+  passes = 1 + guided_steps(config, scale)
   loops = np.broadcast_to(loops, passes.shape)
   return 2 * sum(
     int(p) * macs_per_pass(config, int(n))

@@ -40,13 +40,35 @@ def decay_mask(params: Any) -> Any:
 
 
 def build_optimizer(config: Any) -> optax.GradientTransformation:
-  """The gradient transformation of an experiment config."""
+  """The gradient transformation of an experiment config.
+
+  A tokenizer's critic has an optimizer of its own: the same but for its
+  learning rate, and clipped by its own norm.
+  """
+  schedule = learning_rate(config)
+  if config.model.family != 'tokenizer':
+    return _adamw(config, schedule)
+  ratio = config.tokenizer.discriminator_learning_rate
+  scaled = lambda step: ratio * schedule(step)
+  part = lambda name: 'critic' if name == 'discriminator' else 'generator'
+  return optax.partition(
+    {
+      'generator': _adamw(config, schedule),
+      'critic': _adamw(config, scaled),
+    },
+    lambda params: {name: part(name) for name in params},
+  )
+
+
+def _adamw(
+  config: Any, schedule: optax.Schedule
+) -> optax.GradientTransformation:
   o = config.optim
   clip = [optax.clip_by_global_norm(o.clip_norm)] if o.clip_norm else []
   return optax.chain(
     *clip,
     optax.adamw(
-      learning_rate(config),
+      schedule,
       b1=o.b1,
       b2=o.b2,
       eps=o.eps,

@@ -6,31 +6,38 @@
 One row of the picture per loop count, the same seeds in every row; with one
 loop count, a square. --labels=3 or --labels=0,1,2 picks classes, which
 otherwise take turns.
+
+Masked models edit: --edit=image.png --mask=mask.png draws the white part of
+the mask anew, for the class of --labels; the image and its masked copy stand
+in front of each row. --maskgit=DIR, in place of --workdir, samples from a
+public MaskGIT checkpoint.
 """
 
 import logging
 import math
 import pathlib
 import time
+from typing import Any
 
 from absl import flags
+from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import checkpoint, cli, sharding, train_state, viz
+from elt_jax import checkpoint, cli, edit, sharding, train_state, viz
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
-from elt_jax.models.elt import build_model
+from elt_jax.interop import maskgit
+from elt_jax.models import build_model
 from elt_jax.samplers.draw import Draw
+from elt_jax.tokenizers import pretrained
 
 log = logging.getLogger('elt_jax.sample')
 
 
-def load(
-  workdir: str, num: int
-) -> tuple[config_lib.ConfigDict, Draw, dict, int]:
-  """(config, draw, averaged parameters, step) of a trained workdir.
-
-  `draw` is made for up to `num` samples at a time.
+def restore(
+  workdir: str,
+) -> tuple[config_lib.ConfigDict, Any, Mesh, Any, int]:
+  """(config, model, mesh, averaged parameters, step) of a trained workdir.
 
   Raises:
     ValueError: if the workdir is not one, or has no checkpoint.
@@ -39,7 +46,7 @@ def load(
   # The mesh of the training machine need not exist here.
   mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
   model = build_model(config, mesh)
-  abstract, specs = train_state.param_specs(config, model, mesh)
+  abstract, specs = train_state.param_specs(model, mesh)
   like = sharding.with_shardings(abstract, sharding.to_shardings(specs, mesh))
   with checkpoint.Checkpoints(workdir, read_only=True) as checkpoints:
     restored = checkpoints.restore_ema(like)
@@ -48,9 +55,92 @@ def load(
       f'{workdir} has no checkpoint yet. Train first, with '
       f'python -m elt_jax.train --config=... --workdir={workdir}'
     )
-  params, step = restored
+  return config, model, mesh, *restored
+
+
+def load(
+  workdir: str, num: int, steps: int | None = None, method: str | None = None
+) -> tuple[config_lib.ConfigDict, Draw, Any, int]:
+  """(config, draw, averaged parameters, step) of a trained generator.
+
+  Args:
+    workdir: of the run.
+    num: `draw` is made for up to so many samples at a time.
+    steps: K; None takes sample.num_steps.
+    method: None takes sample.method.
+
+  Raises:
+    ValueError: as `restore`, if the workdir is of a tokenizer, or if `steps`
+      or `method` does not fit the model.
+  """
+  config, model, mesh, params, step = restore(workdir)
+  tokenizer = None
+  if config.model.family == 'tokenizer':
+    raise ValueError(
+      f'{workdir} is a tokenizer, which draws nothing by itself: make tokens '
+      f'with python -m elt_jax.tokenize --workdir={workdir} --out=DIR'
+    )
+  if config.model.family == 'masked':
+    tokenizer = pretrained.load(pathlib.Path(workdir) / 'tokenizer')
+    pretrained.check_fits(config, tokenizer)
+  config = _resolve(config, steps, method)
   batch_size = min(num, config.sample.batch_size)
-  return config, Draw(config, model, mesh, batch_size), params, step
+  return config, Draw(config, model, mesh, batch_size, tokenizer), params, step
+
+
+def _resolve(
+  config: config_lib.ConfigDict, steps: int | None, method: str | None
+) -> config_lib.ConfigDict:
+  """The config with what was asked for at the command line."""
+  config = config.copy_and_resolve_references()
+  if steps is not None:
+    config.sample.num_steps = steps
+  if method is not None:
+    config.sample.method = method
+  return config_lib.validate(config)
+
+
+def load_tokenizer(workdir: str) -> tuple[pretrained.Tokenizer, int]:
+  """(tokenizer of averaged weights, step) of a trained workdir.
+
+  Raises:
+    ValueError: as `restore`, or if the workdir is of a generator.
+  """
+  config, _, _, params, step = restore(workdir)
+  if config.model.family != 'tokenizer':
+    raise ValueError(
+      f'{workdir} holds a {config.model.family} model, not a tokenizer.'
+    )
+  return pretrained.Tokenizer(config, params), step
+
+
+def load_maskgit(
+  path: str, num: int, steps: int | None = None, method: str | None = None
+) -> tuple[config_lib.ConfigDict, Draw, Any, int]:
+  """As `load`, of a public MaskGIT checkpoint; see `interop.maskgit.load`."""
+  config, params, tokenizer = maskgit.load(path)
+  config = _resolve(config, steps, method)
+  mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  model = build_model(config, mesh)
+  batch_size = min(num, config.sample.batch_size)
+  return config, Draw(config, model, mesh, batch_size, tokenizer), params, 0
+
+
+def edit_columns(
+  draw: Draw, config: config_lib.ConfigDict, image: str, mask: str
+) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens to keep [h', w'], uint8 [2, h, w, c] image and masked image)."""
+  if draw.tokenizer is None:
+    raise ValueError(
+      f'--edit needs a masked model; this one is of family '
+      f'{config.model.family!r}.'
+    )
+  d = config.data
+  picture = edit.read_image(image, d.image_size, d.num_channels)
+  hidden = edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
+  known = edit.known_tokens(draw.tokenizer, picture, hidden)
+  masked = np.where(hidden[..., None], np.uint8(128), picture)
+  return known, np.stack([picture, masked])
 
 
 def main(args: flags.FlagValues) -> None:
@@ -60,17 +150,28 @@ def main(args: flags.FlagValues) -> None:
     raise ValueError(f'--out must end in .png, got {out}.')
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
-  config, draw, params, step = load(cli.workdir(args), args.num)
+  if (args.edit is None) != (args.mask is None):
+    raise ValueError('--edit and --mask go together: an image, and what of it')
+  if args.maskgit:
+    source, read = args.maskgit, load_maskgit
+  else:
+    source, read = cli.workdir(args), load
+  config, draw, params, step = read(source, args.num, args.steps, args.method)
   loops = loops or [config.model.max_loops]
   last = config.data.num_classes - 1
   classes = list(range(last + 1))
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, last)
   labels = np.resize(classes, args.num)
+  known, left = None, np.empty(0)
+  if args.edit:
+    known, left = edit_columns(draw, config, args.edit, args.mask)
+    known = np.broadcast_to(known, (args.num, *known.shape))
   rows = []
   for count in loops:
     began = time.monotonic()
-    rows.append(draw(params, labels, count, args.seed, args.guidance))
+    samples = draw(params, labels, count, args.seed, args.guidance, known)
+    rows += [*left, *viz.to_uint8(samples)]
     log.info(
       '%d samples at %d loops, %d steps: %.1f s.',
       args.num,
@@ -78,12 +179,13 @@ def main(args: flags.FlagValues) -> None:
       draw.num_steps,
       time.monotonic() - began,
     )
-  columns = args.num if len(loops) > 1 else math.ceil(math.sqrt(args.num))
-  pictures = viz.to_uint8(np.concatenate(rows))
-  viz.save_png(out, viz.grid(pictures, columns), scale=args.scale)
+  columns = args.num + len(left)
+  if len(loops) == 1 and not args.edit:
+    columns = math.ceil(math.sqrt(args.num))
+  viz.save_png(out, viz.grid(np.stack(rows), columns), scale=args.scale)
   print(
     f'{out}: step {step}, loops {loops} from top to bottom, '
-    f'classes {classes} in turn'
+    f'classes {classes[:20]}{"..." if last >= 20 else ""} in turn'
   )
 
 
@@ -91,6 +193,15 @@ def _define(values: flags.FlagValues) -> None:
   cli.add_sampling(values, loops='L_max', num=16)
   flags.DEFINE_string(
     'labels', None, 'Classes, as in 3 or 0,1,2.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'edit', None, 'Picture to edit, with --mask.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'mask', None, 'Picture: white is drawn anew.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'maskgit', None, 'Directory of a MaskGIT checkpoint.', flag_values=values
   )
   flags.DEFINE_string(
     'out', 'samples.png', 'Picture to write.', flag_values=values

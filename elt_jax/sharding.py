@@ -22,6 +22,7 @@ RULES: Mapping[str, str | tuple[str, ...] | None] = {
   'heads': 'tensor',
   'mlp': 'tensor',
   'patch': None,
+  'vocab': None,
 }
 
 

@@ -3,9 +3,13 @@
     python -m elt_jax.show --config=configs/mnist_diffusion.py
 
 Prints the resolved config, the parameter table with shardings, parameters in
-the transformer layers alone (the paper's convention) and in all, multiply-adds
-per pass at each loop count, the mesh and the batch.
+the transformer layers alone (what the paper's tables count) and in all, the
+mesh and the batch, and the cost at each loop count: multiply-adds of the
+layers on the grid's tokens (the paper's "GFLOPs"), of a whole pass with
+embedding, class token and head, and FLOPs of a sample.
 """
+
+from typing import Any
 
 from absl import flags
 from clu import parameter_overview
@@ -14,7 +18,8 @@ import jax
 from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
-from elt_jax.models.elt import build_model
+from elt_jax.models import build_model
+from elt_jax.samplers import guided_steps
 
 
 def show(config: config_lib.ConfigDict) -> str:
@@ -24,13 +29,15 @@ def show(config: config_lib.ConfigDict) -> str:
   mesh_lib.check_batch(config, mesh)
   model = build_model(config, mesh)
   optimizer = optim.build_optimizer(config)
-  abstract, specs = train_state.state_specs(config, model, optimizer, mesh)
+  abstract, specs = train_state.state_specs(model, optimizer, mesh)
   shardings = sharding.to_shardings(specs, mesh)
-  m, t = config.model, config.train
-  layers = flops.count_params(abstract.params['layers'])
-  total = flops.count_params(abstract.params)
-  largest = 2 * m.max_loops
+  t = config.train
   examples = t.batch_size // mesh_lib.batch_shards(mesh)
+  if config.model.family == 'masked':
+    example = f'tokens {(t.batch_size, *flops.grid(config))}'
+  else:
+    example = f'image {(t.batch_size, *config_lib.sample_shape(config))}'
+  looped = config.model.family != 'tokenizer'
   lines = [
     config_lib.to_json(config),
     parameter_overview.get_parameter_overview(
@@ -38,28 +45,57 @@ def show(config: config_lib.ConfigDict) -> str:
       include_stats='sharding',
     ),
     '',
-    f'{m.num_layers}N x {m.max_loops}L, width {m.width}, '
-    f'{flops.num_tokens(config)} tokens',
-    f'parameters: {layers:,} in the transformer layers, {total:,} in all',
+    *(_loops(config) if looped else [f'tokens: {model.grid}']),
+    f'parameters: {_parameters(abstract.params)}',
     f'state: {100 * sharding.replicated_share(abstract, shardings):.1f}% of '
     'the bytes replicated on every device',
     f'mesh: {dict(mesh.shape)} on {mesh.size} {jax.devices()[0].platform} '
     'devices',
-    f'batch: image {(t.batch_size, *config_lib.sample_shape(config))}, label '
-    f'({t.batch_size},), {sharding.logical_to_spec(("batch",))}: '
-    f'{examples} examples a device',
+    f'batch: {example}, label ({t.batch_size},), '
+    f'{sharding.logical_to_spec(("batch",))}: {examples} examples a device',
+    *(_cost(config) if looped else []),
+  ]
+  return '\n'.join(lines)
+
+
+def _loops(config: config_lib.ConfigDict) -> list[str]:
+  m = config.model
+  return [
+    f'{m.num_layers}N x {m.max_loops}L, width {m.width}, '
+    f'{flops.num_tokens(config)} tokens'
+  ]
+
+
+def _parameters(params: Any) -> str:
+  """Per part of the tree, and in all."""
+  parts = {name: flops.count_params(part) for name, part in params.items()}
+  total = sum(parts.values())
+  if 'layers' in parts:  # What the paper's tables count.
+    parts = {'the transformer layers': parts['layers']}
+  return ', '.join(
+    [f'{count:,} in {name}' for name, count in parts.items()]
+    + [f'{total:,} in all']
+  )
+
+
+def _cost(config: config_lib.ConfigDict) -> list[str]:
+  """FLOPs of a training step, and a table of passes and samples by loops."""
+  m, s = config.model, config.sample
+  guided = int(guided_steps(config, s.guidance).sum())
+  lines = [
     f'train step: {flops.flops_per_step(config) / 1e9:,.2f} GFLOPs',
     '',
-    f'loops   GMACs per pass   GFLOPs per sample ({config.sample.num_steps} '
-    f'steps, {flops.guided_steps(config)} guided)',
+    f'loops   GMACs in layers   GMACs per pass   GFLOPs per sample '
+    f'({s.num_steps} steps, {guided} guided)',
   ]
-  for loops in range(1, largest + 1):
+  for loops in range(1, 2 * m.max_loops + 1):
     note = '' if loops <= m.max_loops else '   beyond L_max'
     lines.append(
-      f'{loops:5d}   {flops.macs_per_pass(config, loops) / 1e9:14.4f}   '
+      f'{loops:5d}   {flops.paper_macs_per_pass(config, loops) / 1e9:15.4f}   '
+      f'{flops.macs_per_pass(config, loops) / 1e9:14.4f}   '
       f'{flops.flops_per_sample(config, loops) / 1e9:17.2f}{note}'
     )
-  return '\n'.join(lines)
+  return lines
 
 
 def main(args: flags.FlagValues) -> None:

@@ -32,16 +32,15 @@ from elt_jax import (
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
 from elt_jax.data import pipeline, sources
-from elt_jax.models.elt import build_model
-from elt_jax.objectives.diffusion import build_objective
+from elt_jax.models import build_model
+from elt_jax.objectives import build_objective
+from elt_jax.preview import build_preview
 from elt_jax.progress import Progress
-from elt_jax.samplers.draw import Draw
+from elt_jax.tokenizers import pretrained
+from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.train_step import batch_sharding, build_train_step
 
 log = logging.getLogger('elt_jax.train')
-
-# Samples of the grids in samples/: this many columns, one row per loop count.
-_GRID_COLUMNS = 10
 
 
 def train(config: config_lib.ConfigDict, workdir: str) -> None:
@@ -60,12 +59,13 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
   objective = build_objective(config, model)
   optimizer = optim.build_optimizer(config)
   source = sources.load_source(config, 'train')
+  tokenizer = getattr(source, 'tokenizer', None)  # Of a token cache.
   dataset = pipeline.build_dataset(
     config, source, jax.process_index(), jax.process_count()
   )
 
   # ---- State: abstract first, so that nothing is ever on one device ----------
-  abstract, specs = train_state.state_specs(config, model, optimizer, mesh)
+  abstract, specs = train_state.state_specs(model, optimizer, mesh)
   shardings = sharding.to_shardings(specs, mesh)
   log.info(
     'Mesh %s; %d parameters; %.1f%% of the bytes of the state replicated.',
@@ -74,6 +74,8 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     100 * sharding.replicated_share(abstract, shardings),
   )
   config_lib.claim_workdir(config, workdir)
+  if tokenizer:
+    keep_tokenizer(tokenizer, workdir)
   k = config.checkpoint
   with (
     Interrupt() as interrupt,
@@ -85,7 +87,9 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
       state, start = restored
       log.info('Resumed %s at step %d.', workdir, start)
     else:
-      state = train_state.create_state(config, model, optimizer, shardings)
+      state = train_state.create_state(
+        config.train.seed, model, optimizer, shardings
+      )
       start = 0
 
     # ---- Loop ----------------------------------------------------------------
@@ -97,9 +101,9 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     batches = pipeline.batches(
       dataset, batch_sharding(mesh), start, config.data.num_threads
     )
-    draw = None
+    preview = None
     if config.train.sample_every_steps:
-      draw = Draw(config, model, mesh, batch_size=_GRID_COLUMNS)
+      preview = build_preview(config, model, mesh, tokenizer)
     window = Window(start)
     with (
       writers.MetricWriter(workdir, start) as writer,
@@ -126,9 +130,9 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         if last or step % k.every_steps == 0:
           window.read()  # A state that is not finite is never saved.
           checkpoints.save(state)
-        if draw and not stop and step % config.train.sample_every_steps == 0:
+        if preview and not stop and step % config.train.sample_every_steps == 0:
           began = time.monotonic()
-          picture = sample_grid(draw, state.ema, config)
+          picture = preview(state.ema)
           path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
           viz.save_png(path, picture, scale=2)
           writer.write_images(step, {'samples': picture})
@@ -201,14 +205,23 @@ class Interrupt:
       signal.signal(number, handler)
 
 
-def sample_grid(draw: Draw, params: Any, config: Any) -> np.ndarray:
-  """One row of samples per loop count 1..L_max, the same seeds in each."""
-  labels = np.arange(_GRID_COLUMNS) % config.data.num_classes
-  rows = [
-    viz.to_uint8(draw(params, labels, loops, seed=0))
-    for loops in range(1, config.model.max_loops + 1)
-  ]
-  return viz.grid(np.concatenate(rows), _GRID_COLUMNS)
+def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:
+  """Copies the tokenizer of a token cache to workdir/tokenizer.
+
+  Raises:
+    ValueError: if the run was begun with another one.
+  """
+  directory = pathlib.Path(workdir) / 'tokenizer'
+  if not directory.exists():
+    tokenizer.save(directory)
+  elif (begun := pretrained.load(directory)).fingerprint != (
+    tokenizer.fingerprint
+  ):
+    raise ValueError(
+      f'{workdir} was trained on the tokens of tokenizer {begun.fingerprint}, '
+      f'the cache was made by {tokenizer.fingerprint}. Use another --workdir, '
+      'or the cache of the first run.'
+    )
 
 
 def _define(values: flags.FlagValues) -> None:

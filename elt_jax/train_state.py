@@ -1,4 +1,8 @@
-"""What a training run carries from step to step, created already sharded."""
+"""What a training run carries from step to step, created already sharded.
+
+A model here is anything with `example_inputs()` and `init(key, *inputs)`: a
+looped transformer or a tokenizer.
+"""
 
 from typing import Any
 
@@ -11,8 +15,6 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from elt_jax import sharding
-from elt_jax.config import sample_shape
-from elt_jax.models.elt import ELT
 
 
 @struct.dataclass
@@ -33,20 +35,14 @@ class TrainState:
 
 
 def random_stream(seed: int, use: str) -> jax.Array:
-  """The key of one use of a seed: 'init', 'train' or 'sample'."""
-  number = ('init', 'train', 'sample').index(use)
+  """The key of one use of a seed: 'init', 'train', 'sample' or 'update'."""
+  number = ('init', 'train', 'sample', 'update').index(use)
   return jax.random.fold_in(jax.random.key(seed), number)
 
 
-def _example_inputs(config: Any) -> tuple[jax.Array, ...]:
-  """Zero inputs of the model's shapes, for `init`."""
-  shape = (1, *sample_shape(config))
-  return jnp.zeros(shape), jnp.zeros((1,)), jnp.zeros((1,), jnp.int32)
-
-
-def _init(config: Any, model: ELT, optimizer: optax.GradientTransformation):
+def _init(model: Any, optimizer: optax.GradientTransformation):
   def init(key: jax.Array) -> TrainState:
-    params = nn.unbox(model.init(key, *_example_inputs(config)))
+    params = nn.unbox(model.init(key, *model.example_inputs()))
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
@@ -57,30 +53,29 @@ def _init(config: Any, model: ELT, optimizer: optax.GradientTransformation):
   return init
 
 
-def param_specs(config: Any, model: ELT, mesh: Mesh) -> tuple[Any, Any]:
+def param_specs(model: Any, mesh: Mesh) -> tuple[Any, Any]:
   """(abstract parameters, their PartitionSpecs), nothing allocated."""
-  init = lambda key: model.init(key, *_example_inputs(config))
+  init = lambda key: model.init(key, *model.example_inputs())
   boxed = jax.eval_shape(init, jax.random.key(0))
   return nn.unbox(boxed), sharding.param_specs(boxed, mesh)
 
 
 def state_specs(
-  config: Any, model: ELT, optimizer: optax.GradientTransformation, mesh: Mesh
+  model: Any, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
   """(abstract state, PartitionSpecs of the state), nothing allocated."""
-  init = _init(config, model, optimizer)
-  abstract = jax.eval_shape(init, jax.random.key(0))
-  params, specs = param_specs(config, model, mesh)
+  abstract = jax.eval_shape(_init(model, optimizer), jax.random.key(0))
+  params, specs = param_specs(model, mesh)
   opt_specs = sharding.like_params(abstract.opt_state, params, specs)
   return abstract, TrainState(P(), specs, opt_specs, specs)
 
 
 def create_state(
-  config: Any,
-  model: ELT,
+  seed: int,
+  model: Any,
   optimizer: optax.GradientTransformation,
   shardings: TrainState,
 ) -> TrainState:
   """The state at step 0; each device makes only its own shards."""
-  init = jax.jit(_init(config, model, optimizer), out_shardings=shardings)
-  return init(random_stream(config.train.seed, 'init'))
+  init = jax.jit(_init(model, optimizer), out_shardings=shardings)
+  return init(random_stream(seed, 'init'))

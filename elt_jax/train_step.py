@@ -32,7 +32,9 @@ def build_train_step(
 ) -> TrainStep:
   """The jitted step (state, batch) -> (state, metrics); donates the state.
 
-  `batch` is one of `data.pipeline`: 'image', 'label' and 'index'.
+  `batch` is one of `data.pipeline`: 'image' or 'tokens', 'label' and 'index'.
+  An objective may have `after_update(params, batch, key, step) -> params`, for
+  changes that no gradient makes.
 
   Metrics are float32 scalars: 'loss', the terms of the objective,
   'grad_norm' (before clipping), 'param_norm' and 'learning_rate'.
@@ -61,6 +63,9 @@ def build_train_step(
 
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if after_update := getattr(objective, 'after_update', None):
+      key = random_stream(seed, 'update')
+      params = after_update(params, batch, key, state.step)
     decay = ema_decay(state.step, config.optim.ema_decay)
     ema = optax.incremental_update(params, state.ema, 1 - decay)
     metrics |= {

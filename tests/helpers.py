@@ -10,8 +10,9 @@ import numpy as np
 from elt_jax import mesh as mesh_lib
 from elt_jax import optim, sharding, train_state
 from elt_jax.config import sample_shape
-from elt_jax.models.elt import build_model
-from elt_jax.objectives.diffusion import build_objective
+from elt_jax.models import build_model
+from elt_jax.objectives import build_objective
+from elt_jax.tokenizers.vqgan import token_grid
 from elt_jax.train_step import build_train_step
 
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
@@ -100,7 +101,7 @@ class Stack:
     self.model = build_model(config, self.mesh)
     self.optimizer = optim.build_optimizer(config)
     self.abstract, self.specs = train_state.state_specs(
-      config, self.model, self.optimizer, self.mesh
+      self.model, self.optimizer, self.mesh
     )
     self.shardings = sharding.to_shardings(self.specs, self.mesh)
     self.like = sharding.with_shardings(self.abstract, self.shardings)
@@ -108,7 +109,7 @@ class Stack:
 
   def create(self):
     return train_state.create_state(
-      self.config, self.model, self.optimizer, self.shardings
+      self.config.train.seed, self.model, self.optimizer, self.shardings
     )
 
   def step(self):
@@ -116,3 +117,41 @@ class Stack:
     return build_train_step(
       self.config, objective, self.optimizer, self.mesh, self.shardings
     )
+
+
+def masked_config(config):
+  """`config` as a masked model over 4 x 4 tokens of 16 codes, 4 classes."""
+  c = config.copy_and_resolve_references()
+  c.model.family, c.data.image_size = 'masked', 16
+  c.data.source = 'tokens:nowhere'
+  c.tokenizer.update(
+    {
+      'filters': 8,
+      'channel_multipliers': (1, 1, 2),
+      'num_res_blocks': 1,
+      'norm_groups': 4,
+      'codebook_size': 16,
+      'embedding_dim': 4,
+    }
+  )
+  c.sample.method = 'confidence'
+  return c
+
+
+def make_tokens(config, size=8, seed=0):
+  """Uniform codes, labels that take turns, and places in the batch."""
+  rng = np.random.default_rng(seed)
+  grid = token_grid(config)
+  codes = config.tokenizer.codebook_size
+  return {
+    'tokens': rng.integers(0, codes, (size, *grid)).astype(np.int32),
+    'label': np.arange(size, dtype=np.int32) % config.data.num_classes,
+    'index': np.arange(size, dtype=np.int32),
+  }
+
+
+def init_masked(config):
+  """(model, unboxed parameters, away from their initialisation)."""
+  model = build_model(config)
+  params = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
+  return model, noisy(nn.unbox(params), 0.3)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from elt_jax import flops
-from elt_jax.models import layers
-from elt_jax.models.elt import build_model
+from elt_jax.models import build_model, layers
 from tests.conftest import tiny_config
 from tests.helpers import abstract_params, apply, init, make_inputs, noisy
 

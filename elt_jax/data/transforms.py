@@ -13,6 +13,13 @@ def to_unit_range(images: Any) -> Any:
   return images.astype(np.float32)
 
 
+def to_zero_one(images: Any) -> Any:
+  """uint8 0..255 or float in [-1, 1] -> float32 in [0, 1], for tokenizers."""
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / 255
+  return (images.astype(np.float32) + 1) / 2
+
+
 class RandomFlip(grain.transforms.RandomMap):
   """Mirrors an image, or a whole clip, with probability one half."""
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from elt_jax import files, flops, viz
 from elt_jax.data import sources
-from elt_jax.data.transforms import to_unit_range
+from elt_jax.data.transforms import to_unit_range, to_zero_one
 from elt_jax.evals import frechet, lenet
 from elt_jax.samplers.draw import Draw
 
@@ -37,12 +37,16 @@ def evaluate(
     (report, pictures): {'recipe', 'rows'} as in elastic.json, and uint8
     [len(loops), 12, h, w, c] samples.
   """
-  train, test = (sources.load_source(config, split) for split in sources.SPLITS)
+  # A masked model's data are tokens; its tokenizer knows the images.
+  pixels = draw.tokenizer.config if draw.tokenizer else config
+  train, test = (
+    sources.in_memory(sources.load_source(pixels, split))
+    for split in sources.SPLITS
+  )
   classes = config.data.num_classes
   classifier = lenet.load_or_train(train, test, classes)
-  real, _ = classifier(
-    np.concatenate([to_unit_range(train.images), to_unit_range(test.images)])
-  )
+  images = np.concatenate([train.images, test.images])
+  real, _ = classifier(to_unit_range(images))
   reference = frechet.moments(real)
   labels = np.arange(num) % classes
   # Compiles, and is not timed.
@@ -80,13 +84,28 @@ def evaluate(
     'guidance': s.guidance if guidance is None else guidance,
     'guidance_interval': [s.guidance_low, s.guidance_high],
     'max_loops_in_training': config.model.max_loops,
-    'fd_lenet_reference': f'{config.data.source}, {len(real)} examples',
+    'fd_lenet_reference': f'{pixels.data.source}, {len(real)} examples',
     'fd_lenet_floor': half_split_distance(real),
     'lenet_test_accuracy': classifier.accuracy,
-    'gflops': '2 per multiply-add, guidance passes included',
+    'gflops': (
+      '2 per multiply-add, guidance passes included, tokenizer left out'
+    ),
     'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
   }
+  if draw.tokenizer:
+    # What is lost before the first sample: as many real images, through the
+    # tokenizer and back.
+    y = draw.tokenizer.reconstruct(to_zero_one(spread(images, num)))
+    recipe['tokenizer'] = draw.tokenizer.fingerprint
+    recipe['fd_lenet_reconstruction'] = frechet.frechet_distance(
+      *frechet.moments(classifier(2 * y - 1)[0]), *reference
+    )
   return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
+
+
+def spread(images: np.ndarray, num: int) -> np.ndarray:
+  """`num` images, or all, at even distances through the set."""
+  return images[np.arange(min(num, len(images))) * len(images) // num]
 
 
 def half_split_distance(features: np.ndarray) -> float:
@@ -113,6 +132,11 @@ def table(report: dict[str, Any]) -> str:
     f'{recipe["lenet_test_accuracy"]:14.3f}   (half of the real data '
     'against the other half; LeNet on the test split)'
   )
+  if 'fd_lenet_reconstruction' in recipe:
+    lines.append(
+      f'tokens  {recipe["fd_lenet_reconstruction"]:8.2f}   (real images '
+      'through the tokenizer and back)'
+    )
   return '\n'.join(lines)
 
 

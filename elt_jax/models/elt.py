@@ -3,7 +3,7 @@
 `ELT.bind` turns parameters and one batch of inputs into the three things the
 loop needs, and the caller composes them:
 
-    h, block, head = model.bind(params, x, t, labels)
+    h, block, head = model.bind(params, *inputs)
     h_final, h_exit = run_loops(block, h, num_loops, exit_loop)
     final, exit = head(h_final), head(h_exit)
 
@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 
 from elt_jax import sharding
-from elt_jax.models import blocks
 from elt_jax.models.looped import Block, run_loops, run_loops_dynamic
 
 Array = jax.Array
@@ -34,9 +33,11 @@ class ELT:
   """A looped transformer as a pure function of its parameters.
 
   Attributes:
-    embed: module (inputs...) -> (tokens [b, s, d], conditioning [b, d]).
+    embed: module (inputs...) -> (tokens [b, s, d], conditioning), the latter
+      an array that layers and head see unchanged at every loop.
     layer: module of one unique layer, with `condition` and `__call__`.
     head: module (tokens, conditioning) -> prediction.
+    inputs: shapes and dtypes of what `embed` takes, for one example.
     num_layers: N.
     max_loops: L_max, the loops of the teacher in training.
     scan_layers: scans over the N layers in place of unrolling them: smaller
@@ -56,6 +57,7 @@ class ELT:
   embed: nn.Module
   layer: nn.Module
   head: nn.Module
+  inputs: tuple[jax.ShapeDtypeStruct, ...]
   num_layers: int
   max_loops: int
   scan_layers: bool = False
@@ -65,6 +67,10 @@ class ELT:
   input_injection: bool = False
   loop_embedding: nn.Module | None = None
   mesh: jax.sharding.Mesh | None = None
+
+  def example_inputs(self) -> tuple[Array, ...]:
+    """Zeros of the shapes `init` takes, a batch of one."""
+    return tuple(jnp.zeros((1, *x.shape), x.dtype) for x in self.inputs)
 
   def init(self, key: Array, *inputs: Array) -> Params:
     """Initial parameters, boxed with their logical axes (`nn.Partitioned`)."""
@@ -83,19 +89,25 @@ class ELT:
       params['loop'] = self.loop_embedding.init(key_loop, 0)['params']
     return params
 
-  def bind(self, params: Params, *inputs: Array) -> tuple[Array, Block, Head]:
+  def bind(
+    self, params: Params, *inputs: Array, keys: Array | None = None
+  ) -> tuple[Array, Block, Head]:
     """(h, block, head) of one batch: what the loop functions take.
 
     Args:
       params: nested dict as `init` gives, unboxed.
       *inputs: what `embed` takes, batch first.
+      keys: [b], one per example, for the dropout of models that have it; None
+        turns dropout off.
 
     Returns:
       h: [b, s, d] embedded input; block: (h, loop_index) -> h; head: h ->
       prediction.
     """
     with jax.named_scope('embed'):
-      h, c = self.embed.apply({'params': params['embed']}, *inputs)
+      h, c = self.embed.apply(
+        {'params': params['embed']}, *inputs, **_dropout(keys, 0)
+      )
     h = self._constrain(h)
     with jax.named_scope('condition'):
       condition = lambda p: self.layer.apply(
@@ -107,7 +119,7 @@ class ELT:
       with jax.named_scope('head'):
         return self.head.apply({'params': params['head']}, h, c)
 
-    return h, self._block(params, modulations, h), head
+    return h, self._block(params, modulations, h, keys), head
 
   def apply(
     self,
@@ -134,16 +146,26 @@ class ELT:
       return h
     return sharding.constrain(h, ('batch', None, None), self.mesh)
 
-  def _block(self, params: Params, modulations: Array, h0: Array) -> Block:
+  def _block(
+    self, params: Params, modulations: Any, h0: Array, keys: Array | None
+  ) -> Block:
     """One application of the N layers: g in the paper."""
-    stacked = (params['layers'], modulations)
+    stacked = (params['layers'], modulations, jnp.arange(self.num_layers))
     # In a scan nothing can merge the recomputation with the forward pass;
     # unrolled, the compiler would, and undo it.
     remat = functools.partial(jax.checkpoint, prevent_cse=self.unroll_loops)
 
-    def layer(h: Array, layer_params: tuple[Params, Array]) -> Array:
-      p, modulation = layer_params
-      return self.layer.apply({'params': p}, h, modulation, self.residual_scale)
+    def layer(h: Array, layer_params: tuple, loop_index: Array) -> Array:
+      p, modulation, n = layer_params
+      # A mask of its own for every layer of every loop; 0 is the embedding's.
+      site = 1 + loop_index * self.num_layers + n
+      return self.layer.apply(
+        {'params': p},
+        h,
+        modulation,
+        self.residual_scale,
+        **_dropout(keys, site),
+      )
 
     if self.remat == 'layer':
       layer = remat(layer)
@@ -161,10 +183,12 @@ class ELT:
         )
       with jax.named_scope('block'):
         if self.scan_layers:
-          h, _ = jax.lax.scan(lambda h, p: (layer(h, p), None), h, stacked)
+          h, _ = jax.lax.scan(
+            lambda h, p: (layer(h, p, loop_index), None), h, stacked
+          )
         else:
           for layer_params in unstacked:
-            h = layer(h, layer_params)
+            h = layer(h, layer_params, loop_index)
       return self._constrain(h)
 
     if self.remat == 'loop':
@@ -175,26 +199,8 @@ class ELT:
     return block
 
 
-def build_model(config: Any, mesh: jax.sharding.Mesh | None = None) -> ELT:
-  """The model of an experiment config (validated by `config.validate`)."""
-  m, data = config.model, config.data
-  dtype = jnp.dtype(m.dtype)
-  patch = (m.patch_frames, m.patch_size, m.patch_size)
-  pixels = (data.num_frames, data.image_size, data.image_size)
-  grid = tuple(n // p for n, p in zip(pixels, patch))
-  return ELT(
-    embed=blocks.DiTEmbed(grid, patch, m.width, data.num_classes, dtype),
-    layer=blocks.DiTBlock(m.width, m.num_heads, m.mlp_ratio, dtype),
-    head=blocks.DiTHead(grid, patch, data.num_channels, dtype),
-    num_layers=m.num_layers,
-    max_loops=m.max_loops,
-    scan_layers=m.scan_layers,
-    unroll_loops=m.unroll_loops,
-    remat=m.remat,
-    residual_scale=1 / m.max_loops if m.residual_scale else 1.0,
-    input_injection=m.input_injection,
-    loop_embedding=blocks.LoopEmbedding(m.width, dtype)
-    if m.loop_embedding
-    else None,
-    mesh=mesh,
-  )
+def _dropout(keys: Array | None, site: int | Array) -> dict[str, Array]:
+  """The argument that turns dropout on, for modules that have it."""
+  if keys is None:
+    return {}
+  return {'keys': jax.vmap(lambda k: jax.random.fold_in(k, site))(keys)}

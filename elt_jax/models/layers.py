@@ -64,27 +64,47 @@ class Dense(nn.Module):
 
 
 class Attention(nn.Module):
-  """Bidirectional self-attention, [b, s, d] -> [b, s, d]; float32 softmax."""
+  """Bidirectional self-attention, [b, s, d] -> [b, s, d]; float32 softmax.
+
+  Attributes:
+    num_heads: must divide d.
+    dtype: dtype of the computation.
+    kernel_init: of both projections; None is Xavier uniform.
+    dropout: rate on the attention weights.
+  """
 
   num_heads: int
   dtype: Any = jnp.float32
+  kernel_init: Any = None
+  dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, h: Array) -> Array:
+  def __call__(self, h: Array, keys: Array | None = None) -> Array:
+    """`keys` [b], one per example, draw the dropout; None is off."""
     width = h.shape[-1]
     head_dim = width // self.num_heads
     qkv = Dense(
       (3, self.num_heads, head_dim),
       ('embed', None, 'heads', None),
+      kernel_init=self.kernel_init,
       dtype=self.dtype,
       name='qkv',
     )(h)
     q, k, v = (qkv[:, :, i] for i in range(3))  # each [b, s, k, d/k]
-    out = jax.nn.dot_product_attention(q, k, v)
+    if self.dropout and keys is not None:
+      scores = jnp.einsum(
+        'bqkd,bskd->bkqs', q, k, preferred_element_type=jnp.float32
+      )
+      weights = nn.softmax(scores / math.sqrt(head_dim))
+      weights = dropout(weights, self.dropout, keys, 2).astype(self.dtype)
+      out = jnp.einsum('bkqs,bskd->bqkd', weights, v)
+    else:
+      out = jax.nn.dot_product_attention(q, k, v)
     return Dense(
       (width,),
       ('heads', None, 'embed'),
       in_dims=2,
+      kernel_init=self.kernel_init,
       dtype=self.dtype,
       name='out',
     )(out)
@@ -95,13 +115,34 @@ class Mlp(nn.Module):
 
   hidden: int
   dtype: Any = jnp.float32
+  kernel_init: Any = None
 
   @nn.compact
   def __call__(self, h: Array) -> Array:
     width = h.shape[-1]
-    h = Dense((self.hidden,), ('embed', 'mlp'), dtype=self.dtype, name='in')(h)
+    dense = lambda size, axes, name: Dense(
+      (size,), axes, 1, self.kernel_init, self.dtype, name=name
+    )
+    h = dense(self.hidden, ('embed', 'mlp'), 'in')(h)
     h = nn.gelu(h, approximate=True)
-    return Dense((width,), ('mlp', 'embed'), dtype=self.dtype, name='out')(h)
+    return dense(width, ('mlp', 'embed'), 'out')(h)
+
+
+def dropout(x: Array, rate: float, keys: Array | None, site: int) -> Array:
+  """Zeroes a share `rate` of `x` and scales the rest up.
+
+  Args:
+    x: [b, ...].
+    rate: in [0, 1).
+    keys: [b], one per example; None leaves `x` as it is.
+    site: tells the uses of one key apart.
+  """
+  if keys is None or not rate:
+    return x
+  draw = lambda key: jax.random.bernoulli(
+    jax.random.fold_in(key, site), 1 - rate, x.shape[1:]
+  )
+  return jnp.where(jax.vmap(draw)(keys), x / (1 - rate), 0).astype(x.dtype)
 
 
 def layer_norm(h: Array, dtype: Any) -> Array:

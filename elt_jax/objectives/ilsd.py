@@ -50,6 +50,7 @@ class ExitLoss:
     distill: Callable[[Array, Array], Array],
     key: Array,
     step: Array,
+    dropout_keys: Array | None = None,
   ) -> tuple[Array, Metrics]:
     """The loss of one batch.
 
@@ -62,11 +63,12 @@ class ExitLoss:
         its gradient stopped.
       key: key of this step, from which L_int is drawn.
       step: int32 scalar, for lambda.
+      dropout_keys: [b], one per example; None for models without dropout.
 
     Returns:
       (loss, metrics): the scalar and each of its terms.
     """
-    h, block, head = model.bind(params, *inputs)
+    h, block, head = model.bind(params, *inputs, keys=dropout_keys)
     if self.exits == 'ilsd':
       exit_loop = draw_exit_loop(key, self.min_loops, model.max_loops)
       h, h_exit = run_loops(

@@ -10,7 +10,8 @@ import numpy as np
 from elt_jax import sharding
 from elt_jax.mesh import batch_shards
 from elt_jax.models.elt import ELT
-from elt_jax.samplers.diffusion import build_sampler
+from elt_jax.samplers import build_sampler
+from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.train_state import random_stream
 
 
@@ -19,6 +20,7 @@ class Draw:
 
   Attributes:
     num_steps: K.
+    tokenizer: what decodes the samples of a masked model, or None.
   """
 
   def __init__(
@@ -27,6 +29,7 @@ class Draw:
     model: ELT,
     mesh: Mesh,
     batch_size: int | None = None,
+    tokenizer: Tokenizer | None = None,
   ):
     """Prepares to draw `batch_size` samples at a time.
 
@@ -36,6 +39,8 @@ class Draw:
       mesh: devices over which a batch is split.
       batch_size: None takes config.sample.batch_size; rounded up to a
         multiple of the devices.
+      tokenizer: of a masked model, to turn tokens into images; None where the
+        model draws images itself.
     """
     s = config.sample
     self._mesh = mesh
@@ -45,6 +50,7 @@ class Draw:
     self._interval = (s.guidance_low, s.guidance_high)
     self._num_classes = config.data.num_classes
     self._sample = jax.jit(build_sampler(config, model))
+    self.tokenizer = tokenizer
     self.num_steps = s.num_steps
 
   def __call__(
@@ -54,6 +60,7 @@ class Draw:
     loops: int | list[int],
     seed: int,
     guidance: float | None = None,
+    known: np.ndarray | None = None,
   ) -> np.ndarray:
     """One sample per label.
 
@@ -63,6 +70,8 @@ class Draw:
       loops: loops at every step, or one number per step.
       seed: sample i depends on (seed, i, labels[i], loops) and no other i.
       guidance: scale s; None takes config.sample.guidance.
+      known: int32 [n, *grid], for masked models: tokens to keep, -1 where they
+        are to be drawn.
 
     Returns:
       float32 [n, (f,) h, w, c] in the range of the training data.
@@ -90,20 +99,23 @@ class Draw:
     batched = jax.NamedSharding(
       self._mesh, sharding.logical_to_spec(('batch',))
     )
-    out = []
+    out, extra = [], {}
     for start in range(0, len(labels), self._batch_size):
       index = np.arange(start, start + self._batch_size, dtype=np.int32)
       # The last batch is filled up by repeating the last label.
       part = labels[np.minimum(index, len(labels) - 1)]
-      out.append(
-        self._sample(
-          params,
-          random_stream(seed, 'sample'),
-          jax.device_put(part, batched),
-          jnp.asarray(loops),
-          jnp.float32(scale),
-          jnp.asarray(self._interval, jnp.float32),
-          jax.device_put(index, batched),
-        )
+      if known is not None:
+        kept = known[np.minimum(index, len(labels) - 1)].astype(np.int32)
+        extra = {'known': jax.device_put(kept, batched)}
+      samples = self._sample(
+        params,
+        random_stream(seed, 'sample'),
+        jax.device_put(part, batched),
+        jnp.asarray(loops),
+        jnp.float32(scale),
+        jnp.asarray(self._interval, jnp.float32),
+        jax.device_put(index, batched),
+        **extra,
       )
+      out.append(self.tokenizer.decode(samples) if self.tokenizer else samples)
     return np.concatenate(jax.device_get(out))[: len(labels)]

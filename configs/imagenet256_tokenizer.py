@@ -1,0 +1,59 @@
+"""The MaskGIT tokenizer on ImageNet: 256 x 256 pixels to 16 x 16 tokens.
+
+    python -m elt_jax.train --config=configs/imagenet256_tokenizer.py \\
+        --workdir=runs/imagenet256_tokenizer \\
+        --config.data.source=folder:/data/imagenet \\
+        --config.tokenizer.perceptual_weights=/data/vgg16.safetensors
+
+For a TPU slice: a million steps at batch 256. Sizes, weights of the losses and
+optimizer as MaskGIT's (arXiv 2202.04200), which reports a reconstruction FID
+of 2.28; the critic and the perceptual network (VGG-16 here, a ResNet there)
+are not the same. Nobody has trained it with this code yet; the public
+weights can be sampled from at once, with --maskgit of elt_jax.sample.
+Without perceptual weights, set config.tokenizer.perceptual=0.
+"""
+
+import ml_collections
+
+from configs.base import get_base
+
+
+def get_config(variant: str = '') -> ml_collections.ConfigDict:
+  """The config; there are no variants."""
+  if variant:
+    raise ValueError(
+      f'configs/imagenet256_tokenizer.py has no variant {variant!r}.'
+    )
+  c = get_base()
+  c.model.update({'family': 'tokenizer', 'dtype': 'bfloat16'})
+  c.data.update(
+    {
+      'source': 'folder:data/imagenet',
+      'image_size': 256,
+      'num_channels': 3,
+      'num_classes': 1000,
+      'flip': True,
+      'num_threads': 32,
+    }
+  )
+  c.tokenizer.update({'perceptual': 0.1, 'adversarial': 0.1})
+  c.optim.update(
+    {
+      'learning_rate': 1e-4,
+      'b1': 0.0,
+      'b2': 0.99,
+      'weight_decay': 0.0,
+      'clip_norm': 0.0,
+      'ema_decay': 0.999,
+    }
+  )
+  c.train.update(
+    {
+      'num_steps': 1_000_000,
+      'batch_size': 256,
+      'log_every_steps': 100,
+      'sample_every_steps': 10_000,
+    }
+  )
+  c.checkpoint.update({'every_steps': 5000, 'keep_every_steps': 100_000})
+  return c

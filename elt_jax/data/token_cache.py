@@ -1,0 +1,207 @@
+"""Tokens and labels of a whole data set, in ArrayRecord shards.
+
+    DIR/tokenizer/{config.json,weights.npz}    what made the tokens
+    DIR/train-00000.array_record ...           a record: int32 label, tokens
+    DIR/metadata.json                          written last
+
+A shard is written under another name and renamed, and metadata.json appears
+when all shards are there: a killed run leaves a cache that is refused, and
+that the same command completes.
+"""
+
+from collections.abc import Callable
+import json
+import math
+import pathlib
+from typing import Any
+
+from array_record.python.array_record_module import ArrayRecordWriter
+import grain
+import numpy as np
+
+from elt_jax import files
+from elt_jax.tokenizers import pretrained
+
+FORMAT = 1
+_RECORD = np.dtype('<i4')
+
+
+def describe(
+  tokenizer: pretrained.Tokenizer,
+  class_names: list[str],
+  counts: dict[str, int],
+  per_shard: int,
+) -> dict[str, Any]:
+  """The metadata of a cache; equal metadata mean equal caches.
+
+  Args:
+    tokenizer: what makes the tokens.
+    class_names: of the labels 0, 1, ...
+    counts: split -> examples.
+    per_shard: examples of a shard, but for the last of a split.
+  """
+  return {
+    'format': FORMAT,
+    'tokenizer': tokenizer.fingerprint,
+    'source': tokenizer.config.data.source,
+    'grid': list(tokenizer.grid),
+    'codebook_size': tokenizer.config.tokenizer.codebook_size,
+    'num_classes': len(class_names),
+    'class_names': class_names,
+    'examples': counts,
+    'examples_per_shard': per_shard,
+  }
+
+
+def shards(
+  directory: pathlib.Path, metadata: dict[str, Any], split: str
+) -> list[pathlib.Path]:
+  """The files of a split, in order."""
+  count = -(-metadata['examples'][split] // metadata['examples_per_shard'])
+  return [directory / f'{split}-{n:05d}.array_record' for n in range(count)]
+
+
+def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
+  """Claims `directory` for a cache; False if it is there already, whole.
+
+  Raises:
+    ValueError: if the directory holds another cache, whole or begun.
+  """
+  for name in ('metadata.json', 'unfinished.json'):
+    if not (directory / name).exists():
+      continue
+    there = json.loads((directory / name).read_text())
+    differ = [
+      f'{key}: {there.get(key)!r} there, {value!r} here'
+      for key, value in metadata.items()
+      if there.get(key) != value
+    ]
+    if differ:
+      raise ValueError(
+        f'{directory} holds another cache ({"; ".join(differ)}). Use another '
+        '--out, or delete it.'
+      )
+    return name != 'metadata.json'
+  files.write_text(directory / 'unfinished.json', _json(metadata))
+  return True
+
+
+def write_shard(
+  path: pathlib.Path, tokens: np.ndarray, labels: np.ndarray
+) -> None:
+  """Writes int32 tokens [n, *grid] and labels [n], whole or not at all."""
+  records = np.concatenate(
+    [labels[:, None], tokens.reshape(len(tokens), -1)], 1
+  ).astype(_RECORD)
+  with files.replacing(path) as temporary:
+    # Groups of one record: training reads them in random order.
+    writer = ArrayRecordWriter(str(temporary), 'group_size:1')
+    for record in records:
+      writer.write(record.tobytes())
+    writer.close()
+
+
+def finish(directory: pathlib.Path, metadata: dict[str, Any]) -> None:
+  """Declares the cache whole."""
+  files.write_text(directory / 'metadata.json', _json(metadata))
+  (directory / 'unfinished.json').unlink()
+
+
+class TokenSource:
+  """A split of a cache: {'tokens': int32 [*grid], 'label': int32}.
+
+  Attributes:
+    metadata: see `describe`.
+    tokenizer: what made the tokens.
+  """
+
+  def __init__(self, directory: str | pathlib.Path, split: str):
+    """Opens a whole cache.
+
+    Raises:
+      ValueError: if the cache is missing, unfinished, of another format, lacks
+        a shard, or its tokenizer is not the one that made it.
+    """
+    directory = pathlib.Path(directory)
+    if not (directory / 'metadata.json').is_file():
+      state = (
+        'is unfinished; run the same elt_jax.tokenize command again'
+        if (directory / 'unfinished.json').exists()
+        else 'is not there; make it with python -m elt_jax.tokenize'
+      )
+      raise ValueError(f'The token cache {directory} {state}.')
+    self.metadata = json.loads((directory / 'metadata.json').read_text())
+    if self.metadata.get('format') != FORMAT:
+      raise ValueError(
+        f'{directory} has format {self.metadata.get("format")}, this code '
+        f'reads {FORMAT}.'
+      )
+    self.tokenizer = pretrained.load(directory / 'tokenizer')
+    if self.tokenizer.fingerprint != self.metadata['tokenizer']:
+      raise ValueError(
+        f'{directory} was made by tokenizer {self.metadata["tokenizer"]}, but '
+        f'{directory / "tokenizer"} holds {self.tokenizer.fingerprint}.'
+      )
+    paths = shards(directory, self.metadata, split)
+    if missing := [path.name for path in paths if not path.is_file()]:
+      raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
+    self._records = grain.sources.ArrayRecordDataSource(
+      [str(path) for path in paths]
+    )
+    if len(self._records) != self.metadata['examples'][split]:
+      raise ValueError(
+        f'{directory} has {len(self._records)} examples in {split}, its '
+        f'metadata say {self.metadata["examples"][split]}.'
+      )
+    self._directory = directory
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """Raises ValueError on a record of another length or an id out of range."""
+    record = np.frombuffer(self._records[index], _RECORD)
+    label, tokens = record[0], record[1:]
+    codes, classes = (
+      self.metadata[name] for name in ('codebook_size', 'num_classes')
+    )
+    if (
+      len(tokens) != math.prod(self.metadata['grid'])
+      or not 0 <= tokens.min() <= tokens.max() < codes
+      or not 0 <= label < classes
+    ):
+      raise ValueError(
+        f'{self._directory}: example {index} has {len(tokens)} tokens in '
+        f'{tokens.min()}..{tokens.max()} and label {label}; expected '
+        f'{self.metadata["grid"]} tokens below {codes} and a label below '
+        f'{classes}.'
+      )
+    return {'tokens': tokens.reshape(self.metadata['grid']), 'label': label}
+
+
+def write_split(
+  directory: pathlib.Path,
+  metadata: dict[str, Any],
+  split: str,
+  read: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
+  done: Callable[[int], None],
+) -> None:
+  """Writes the shards of a split that are not there yet.
+
+  Args:
+    directory: of the cache.
+    metadata: of the cache.
+    split: its name.
+    read: (start, stop) -> tokens and labels of those examples.
+    done: called with the number of examples of each shard, old or new.
+  """
+  total, size = metadata['examples'][split], metadata['examples_per_shard']
+  for n, path in enumerate(shards(directory, metadata, split)):
+    start, stop = n * size, min((n + 1) * size, total)
+    if not path.exists():
+      write_shard(path, *read(start, stop))
+    done(stop - start)
+
+
+def _json(metadata: dict[str, Any]) -> str:
+  return json.dumps(metadata, indent=2) + '\n'

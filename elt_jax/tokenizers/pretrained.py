@@ -1,0 +1,186 @@
+"""A trained tokenizer: its weights, its files and its fingerprint.
+
+A directory of two files, config.json and weights.npz, kept beside whatever
+depends on it: a cache of tokens, and every workdir trained on that cache. So
+no later training of the tokenizer can change what old tokens mean.
+"""
+
+import hashlib
+import json
+import pathlib
+from typing import Any
+import zipfile
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import ml_collections
+import numpy as np
+
+from elt_jax import config as config_lib
+from elt_jax import files
+from elt_jax.tokenizers.vqgan import build_tokenizer
+
+# What decides the meaning of a token, besides the weights.
+STRUCTURE = (
+  'data.image_size',
+  'data.num_channels',
+  'data.num_frames',
+  'tokenizer.filters',
+  'tokenizer.channel_multipliers',
+  'tokenizer.temporal_downsample',
+  'tokenizer.num_res_blocks',
+  'tokenizer.norm_groups',
+  'tokenizer.codebook_size',
+  'tokenizer.embedding_dim',
+)
+
+
+def structure(config: Any) -> dict[str, Any]:
+  """The values of `STRUCTURE`."""
+  return {key: config_lib.lookup(config, key) for key in STRUCTURE}
+
+
+class Tokenizer:
+  """Images to tokens and back.
+
+  Attributes:
+    config: the experiment config it was trained with.
+    params: {'encoder', 'quantizer', 'decoder'}, numpy.
+    fingerprint: of structure and weights, 16 hexadecimal digits.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict, params: Any):
+    """Checks `params` against the config's shapes.
+
+    Raises:
+      ValueError: naming an array that is missing, extra or of another shape.
+    """
+    self.config = config
+    model = build_tokenizer(config)
+    self.grid = model.grid
+    self.params = {
+      part: jax.device_get(params[part])
+      for part in ('encoder', 'quantizer', 'decoder')
+      if part in params
+    }
+    wanted = nn.unbox(
+      jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
+    )
+    wanted.pop('discriminator', None)
+    check_shapes('The tokenizer', self.params, wanted)
+    self.fingerprint = _fingerprint(config, self.params)
+    self._encode = jax.jit(model.tokens)
+    self._decode = jax.jit(lambda p, tokens: 2 * model.decode(p, tokens) - 1)
+
+  def encode(self, pixels: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """float32 [n, (f,) h, w, c] in [0, 1] -> int32 [n, *grid].
+
+    Batches have one shape, the last one filled up.
+
+    Raises:
+      ValueError: on pixels out of range or of another shape.
+    """
+    low, high = float(np.min(pixels)), float(np.max(pixels))
+    if not 0 <= low <= high <= 1:
+      raise ValueError(
+        f'The tokenizer takes pixels in [0, 1], got [{low:.3g}, {high:.3g}].'
+      )
+    size = min(batch_size, len(pixels))
+    tokens = []
+    for start in range(0, len(pixels), size):
+      index = np.minimum(np.arange(start, start + size), len(pixels) - 1)
+      tokens.append(jax.device_get(self._encode(self.params, pixels[index])))
+    return np.concatenate(tokens)[: len(pixels)]
+
+  def reconstruct(
+    self, pixels: np.ndarray, batch_size: int = 100
+  ) -> np.ndarray:
+    """[n, (f,) h, w, c] in [0, 1] -> the same, through tokens and back."""
+    tokens = self.encode(pixels, batch_size)
+    parts = [
+      jax.device_get(self.decode(tokens[start : start + batch_size]))
+      for start in range(0, len(tokens), batch_size)
+    ]
+    return (np.concatenate(parts) + 1) / 2
+
+  def decode(self, tokens: Any) -> jax.Array:
+    """int32 [b, *grid] -> float32 [b, (f,) h, w, c] in [-1, 1].
+
+    Raises:
+      ValueError: on a token outside the codebook.
+    """
+    size = self.config.tokenizer.codebook_size
+    low, high = int(tokens.min()), int(tokens.max())
+    if not 0 <= low <= high < size:
+      raise ValueError(
+        f'Tokens must be in 0..{size - 1}, the codebook; got {low}..{high}.'
+      )
+    return self._decode(self.params, tokens)
+
+  def save(self, directory: str | pathlib.Path) -> None:
+    """Writes config.json and weights.npz, weights first."""
+    directory = pathlib.Path(directory)
+    flat = traverse_util.flatten_dict(self.params, sep='/')
+    with files.replacing(directory / 'weights.npz') as temporary:
+      np.savez(temporary, **flat)
+    files.write_text(directory / 'config.json', config_lib.to_json(self.config))
+
+
+def load(directory: str | pathlib.Path) -> Tokenizer:
+  """What `Tokenizer.save` wrote.
+
+  Raises:
+    ValueError: if a file is missing, unreadable, or does not fit the other.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / 'weights.npz'
+  if not path.is_file():
+    raise ValueError(
+      f'{directory} holds no tokenizer (weights.npz and config.json).'
+    )
+  config = config_lib.load(directory)
+  try:
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+      flat = dict(arrays)
+  except (ValueError, EOFError, zipfile.BadZipFile) as e:
+    raise ValueError(f'{path} is not a readable .npz file: {e}') from e
+  return Tokenizer(config, traverse_util.unflatten_dict(flat, sep='/'))
+
+
+def check_fits(config: Any, tokenizer: Tokenizer) -> None:
+  """Raises ValueError unless `config` describes the tokenizer it depends on."""
+  wanted, got = structure(config), structure(tokenizer.config)
+  differ = [
+    f'{key}: {got[key]!r} in the tokenizer, {wanted[key]!r} here'
+    for key in STRUCTURE
+    if wanted[key] != got[key]
+  ]
+  if differ:
+    raise ValueError(
+      f'The config is made for another tokenizer ({"; ".join(differ)}).'
+    )
+
+
+def check_shapes(what: str, params: Any, wanted: Any) -> None:
+  """Raises ValueError on arrays that are missing, extra or of another shape."""
+  got = traverse_util.flatten_dict(params, sep='/')
+  wanted = traverse_util.flatten_dict(wanted, sep='/')
+  for name in sorted(got.keys() | wanted.keys()):
+    shapes = [
+      tuple(tree[name].shape) if name in tree else 'nothing'
+      for tree in (got, wanted)
+    ]
+    if shapes[0] != shapes[1]:
+      raise ValueError(f'{what}: {name} is {shapes[0]}, expected {shapes[1]}.')
+
+
+def _fingerprint(config: Any, params: Any) -> str:
+  digest = hashlib.sha256(
+    json.dumps(structure(config), sort_keys=True).encode()
+  )
+  flat = traverse_util.flatten_dict(params, sep='/')
+  for name in sorted(flat):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(flat[name], np.float32).tobytes())
+  return digest.hexdigest()[:16]

@@ -1,0 +1,253 @@
+"""The masked objective: masks, cross-entropy, and what each term sees."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from elt_jax.models import layers
+from elt_jax.objectives import build_objective, masked
+from tests.helpers import init_masked, loss_at, make_tokens, masked_config
+
+
+@pytest.mark.parametrize(
+  'schedule,at_half',
+  [
+    ('cosine', np.sqrt(0.5)),
+    ('arccos', 2 / 3),
+    ('linear', 0.5),
+    ('pow2', 0.75),
+    ('pow0.5', 1 - np.sqrt(0.5)),
+  ],
+)
+def test_mask_schedules(schedule, at_half):
+  got = masked.mask_ratio(schedule, np.array([0.0, 0.5, 1.0]), np)
+  np.testing.assert_allclose(got, [1, at_half, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize('schedule', ['sine', 'pow', 'powx'])
+def test_unknown_schedules(schedule):
+  with pytest.raises(ValueError, match=f"got '{schedule}'"):
+    masked.mask_ratio(schedule, 0.5)
+
+
+def test_lowest_is_exact_and_breaks_ties_by_position():
+  scores = np.array([[3.0, 1, 1, 2], [0, 0, 0, 0], [5, 4, 3, 2]])
+  got = masked.lowest(scores, np.array([2, 3, 0]))
+  np.testing.assert_array_equal(got, [[0, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0]])
+
+
+def test_cross_entropies_by_hand():
+  rng = np.random.default_rng(0)
+  logits, teacher = rng.normal(size=(2, 3, 5)).astype(np.float32)
+  codes = np.array([0, 4, 2])
+  log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+  target = 0.9 * np.eye(5)[codes] + 0.1 / 5
+  np.testing.assert_allclose(
+    masked.cross_entropy(logits, codes, 0.1), -(target * log_p).sum(-1), 1e-5
+  )
+  p = np.exp(teacher) / np.exp(teacher).sum(-1, keepdims=True)
+  np.testing.assert_allclose(
+    masked.soft_cross_entropy(logits, teacher), -(p * log_p).sum(-1), 1e-5
+  )
+
+
+def test_reductions_by_hand():
+  loss = np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+  weight = np.array([[1.0, 0, 0, 0], [0, 1, 1, 1]])
+  assert masked.weighted_mean(loss, weight, 'sample') == (1 + 7) / 2
+  assert masked.weighted_mean(loss, weight, 'batch') == (1 + 6 + 7 + 8) / 4
+
+
+@pytest.fixture(scope='module')
+def objective():
+  from tests.conftest import tiny_config
+
+  config = masked_config(tiny_config())
+  model, params = init_masked(config)
+  return build_objective(config, model), params, make_tokens(config)
+
+
+def ids_seen(objective, params, batch, step=0):
+  """The sequences that the model is given."""
+  seen = []
+
+  class Spy:
+    def __getattr__(self, name):
+      return getattr(objective.model, name)
+
+    def bind(self, params, ids, keys):
+      seen.append(ids)
+      return objective.model.bind(params, ids, keys=keys)
+
+  spied = dataclasses.replace(objective, model=Spy())
+
+  def run(params, batch):
+    spied.loss(params, batch, jax.random.key(11), step)
+    return seen[-1]
+
+  return np.asarray(jax.jit(run)(params, batch))
+
+
+def test_masks_are_of_the_schedule_and_leave_the_rest(objective):
+  objective, params, batch = objective
+  big = {k: np.resize(v, (400, *v.shape[1:])) for k, v in batch.items()}
+  big['index'] = np.arange(400, dtype=np.int32)
+  ids = ids_seen(objective, params, big)
+  v = objective.vocabulary
+  hidden = ids[:, 1:] == v.mask_id
+  codes = big['tokens'].reshape(400, -1)
+  np.testing.assert_array_equal(ids[:, 1:][~hidden], codes[~hidden])
+  counts = hidden.sum(1)
+  assert counts.min() >= 1 and counts.max() <= 16
+  # floor(16 cos(pi u / 2)) for uniform u, at least one: mean over u.
+  u = (np.arange(100_000) + 0.5) / 100_000
+  mean = np.maximum(np.floor(16 * np.cos(np.pi / 2 * u)), 1).mean()
+  assert abs(counts.mean() - mean) < 4 * counts.std() / 20
+  # Every position is hidden as often as any other.
+  share = hidden.mean(0)
+  assert abs(share - share.mean()).max() < 5 * np.sqrt(0.25 / 400)
+  dropped = ids[:, 0] == v.class_ids(np.int32(4))
+  assert 0.03 < dropped.mean() < 0.2  # label_dropout = 0.1
+  np.testing.assert_array_equal(
+    ids[:, 0][~dropped], v.class_ids(big['label'])[~dropped]
+  )
+
+
+def test_masks_differ_from_step_to_step(objective):
+  one, two = (ids_seen(*objective, step=step) for step in (0, 1))
+  assert (one != two).any()
+
+
+def test_loss_equals_a_hand_computation(objective):
+  objective, params, batch = objective
+  step = 5
+  loss, terms = loss_at(objective, params, batch, step)
+  ids = ids_seen(objective, params, batch, step)
+  hidden = ids[:, 1:] == objective.vocabulary.mask_id
+  exit_loop = int(terms['exit_loop'])
+  forward = jax.jit(
+    lambda p, x: objective.model.apply(p, x, num_loops=3, exit_loop=exit_loop)
+  )
+  logits = [np.asarray(x, np.float64)[:, 1:] for x in forward(params, ids)]
+  log_p = [x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in logits]
+  codes = batch['tokens'].reshape(8, -1)
+  v = logits[0].shape[-1]
+  target = 0.9 * np.eye(v)[codes] + 0.1 / v
+
+  def mean(target, log_p):
+    ce = -(target * log_p).sum(-1)
+    return ((ce * hidden).sum(1) / hidden.sum(1)).mean()
+
+  want = {
+    'gt_final': mean(target, log_p[0]),
+    'gt_exit': mean(target, log_p[1]),
+    'distill': mean(np.exp(log_p[0]), log_p[1]),
+  }
+  for name, value in want.items():
+    np.testing.assert_allclose(terms[name], value, rtol=1e-5)
+  weight = 1 - step / 19
+  np.testing.assert_allclose(
+    loss,
+    want['gt_final']
+    + weight * want['gt_exit']
+    + (1 - weight) * want['distill'],
+    rtol=1e-5,
+  )
+
+
+def test_known_tokens_count_as_they_are_told_to(objective):
+  objective, params, batch = objective
+  terms = {}
+  for weight in (0.0, 0.5, 1.0):
+    weighted = dataclasses.replace(
+      objective, unmasked_weight=weight, reduction='batch', label_smoothing=0.0
+    )
+    terms[weight] = float(loss_at(weighted, params, batch, 0)[1]['gt_final'])
+  ids = ids_seen(objective, params, batch)
+  hidden = (ids[:, 1:] == objective.vocabulary.mask_id).mean()
+  known = (terms[1.0] - hidden * terms[0.0]) / (1 - hidden)
+  want = (hidden * terms[0.0] + 0.5 * (1 - hidden) * known) / (
+    hidden + 0.5 * (1 - hidden)
+  )
+  np.testing.assert_allclose(terms[0.5], want, rtol=1e-4)
+
+
+def test_an_example_depends_on_its_place_and_not_on_the_batch(objective):
+  objective, params, batch = objective
+  order = np.array([5, 2, 7, 0, 1, 6, 3, 4])
+  moved = {name: value[order] for name, value in batch.items()}
+  ids = ids_seen(objective, params, batch)
+  np.testing.assert_array_equal(ids_seen(objective, params, moved), ids[order])
+
+
+def test_without_labels_the_class_is_not_seen(objective):
+  objective, params, batch = objective
+  blind = dataclasses.replace(objective, label_dropout=1.0)
+  other = batch | {'label': (batch['label'] + 1) % 4}
+  losses = [loss_at(blind, params, b, 0)[0] for b in (batch, other)]
+  assert losses[0] == losses[1]
+  losses = [loss_at(objective, params, b, 0)[0] for b in (batch, other)]
+  assert losses[0] != losses[1]
+
+
+def test_the_teacher_gets_no_gradient_from_distillation():
+  teacher, student = jnp.ones((2, 3, 5)), jnp.arange(30.0).reshape(2, 3, 5)
+
+  def distill(teacher):
+    stopped = jax.lax.stop_gradient(teacher)
+    return masked.soft_cross_entropy(student, stopped).sum()
+
+  assert not np.any(jax.grad(distill)(teacher))
+  # Least where the student is the teacher, and there its entropy.
+  grad = jax.grad(lambda s: masked.soft_cross_entropy(s, student).sum())
+  np.testing.assert_allclose(grad(student), 0, atol=1e-6)
+
+
+def test_dropout_keeps_the_mean_and_is_drawn_per_example():
+  keys = jax.random.split(jax.random.key(0), 4)
+  x = jnp.ones((4, 50, 40))
+  y = np.asarray(layers.dropout(x, 0.25, keys, 0))
+  assert set(np.unique(y)) == {0.0, np.float32(1 / 0.75)}
+  assert abs(y.mean() - 1) < 0.02
+  np.testing.assert_array_equal(
+    layers.dropout(x[:1], 0.25, keys[2:3], 0)[0], y[2]
+  )
+  assert (np.asarray(layers.dropout(x, 0.25, keys, 1)) != y).any()
+  assert layers.dropout(x, 0.25, None, 0) is x
+
+
+@pytest.mark.parametrize('scan_layers', [False, True])
+def test_dropout_differs_between_loops_and_layers(config, scan_layers):
+  """A model whose blocks add a constant shows every mask it draws."""
+  config = masked_config(config)
+  config.model.update(
+    {
+      'num_layers': 2,
+      'dropout': 0.5,
+      'norm': 'pre',
+      'scan_layers': scan_layers,
+    }
+  )
+  model, params = init_masked(config)
+  params = jax.tree.map(jnp.zeros_like, params)
+  params['layers']['mlp']['out']['bias'] += 1.0
+  ids = jnp.zeros((2, 17), jnp.int32)
+  keys = jax.random.split(jax.random.key(1), 2)
+
+  def states(params, keys):
+    h, block, _ = model.bind(params, ids, keys=keys)
+    one = block(h, jnp.int32(0))
+    return h, one, block(one, jnp.int32(1))
+
+  h, one, two = jax.jit(states)(params, keys)
+  first, second = np.asarray(one - h), np.asarray(two - one)
+  # Two layers, each adding 0 or 2.
+  assert set(np.unique(first)) == {0.0, 2.0, 4.0}
+  assert (first != second).any()
+  again = jax.jit(states)(params, keys)
+  np.testing.assert_array_equal(again[2], two)
+  off, _, without = jax.jit(lambda p: states(p, None))(params)
+  np.testing.assert_allclose(without - off, 4.0)

@@ -1,0 +1,208 @@
+"""From images to samples: train a tokenizer, make tokens, train on them."""
+
+import json
+
+from absl import flags
+import numpy as np
+from PIL import Image
+import pytest
+
+from elt_jax import sample, tokenize
+from tests.test_commands import metrics, picture_size, run
+from tests.test_maskgit import FILES, seeded, write
+
+SHAPE = [
+  '--config.data.image_size=16',
+  '--config.tokenizer.filters=8',
+  '--config.tokenizer.channel_multipliers=(1,1,2)',
+  '--config.tokenizer.norm_groups=4',
+  '--config.tokenizer.codebook_size=16',
+  '--config.tokenizer.embedding_dim=4',
+  '--config.train.batch_size=16',
+  '--config.train.num_steps=4',
+  '--config.train.log_every_steps=2',
+  '--config.train.sample_every_steps=4',
+]
+TOKENIZER = [
+  '--config=configs/mnist_tokenizer.py',
+  '--config.tokenizer.restart_every_steps=2',
+  *SHAPE,
+]
+MASKED = [
+  '--config=configs/mnist_masked.py',
+  '--config.model.width=16',
+  '--config.model.num_heads=2',
+  '--config.model.max_loops=2',
+  '--config.model.unroll_loops=False',
+  '--config.sample.num_steps=3',
+  '--config.sample.batch_size=20',
+  *SHAPE,
+]
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+  """A directory with a trained tokenizer, its tokens and a masked model."""
+  root = tmp_path_factory.mktemp('chain')
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (60, 16, 16, 1), np.uint8)
+  labels = np.arange(60) % 10
+  np.savez(
+    root / 'images.npz',
+    image=images[:40],
+    label=labels[:40],
+    test_image=images[40:],
+    test_label=labels[40:],
+  )
+  run(
+    'train',
+    *TOKENIZER,
+    f'--config.data.source=npz:{root}/images.npz',
+    f'--workdir={root}/tokenizer',
+  )
+  out, _ = run(
+    'tokenize', f'--workdir={root}/tokenizer', f'--out={root}/tokens'
+  )
+  assert "{'train': 40, 'test': 20} examples, grid [4, 4]" in out
+  run(
+    'train',
+    *MASKED,
+    f'--config.data.source=tokens:{root}/tokens',
+    f'--workdir={root}/masked',
+  )
+  return root
+
+
+def test_both_trainings_log_and_draw(chain):
+  last = metrics(chain / 'tokenizer')[-1]
+  for name in ('reconstruction', 'psnr', 'codes_used', 'perplexity'):
+    assert np.isfinite(last[f'train/{name}'])
+  # Ten held-out images over their reconstructions; a row per loop count.
+  for run_, columns in (('tokenizer', 10), ('masked', 10)):
+    size = picture_size(chain / run_ / 'samples' / '00000004.png')
+    assert size == (2 * (columns * 18 + 2), 2 * (2 * 18 + 2))
+  for name in ('gt_final', 'gt_exit', 'distill'):
+    assert np.isfinite(metrics(chain / 'masked')[-1][f'train/{name}'])
+
+
+def test_both_are_measured(chain, tmp_path_factory):
+  env = {'ELT_JAX_CACHE': str(tmp_path_factory.getbasetemp())}
+  out, _ = run('evaluate', f'--workdir={chain}/tokenizer', env=env)
+  report = json.loads((chain / 'tokenizer' / 'reconstruction.json').read_text())
+  assert 'psnr' in out and 0 < report['codes_used'] <= 1
+  assert 1 <= report['perplexity'] <= 16 and report['num_images'] == 20
+  assert picture_size(chain / 'tokenizer' / 'reconstruction.png')[0] > 100
+  run(
+    'evaluate',
+    f'--workdir={chain}/masked',
+    '--loops=1,4',
+    '--num=20',
+    env=env,
+  )
+  report = json.loads((chain / 'masked' / 'elastic.json').read_text())
+  assert [row['loops'] for row in report['rows']] == [1, 4]
+  assert report['recipe']['fd_lenet_reconstruction'] > 0
+
+
+def test_a_workdir_needs_nothing_else(chain, tmp_path):
+  """The cache may go: the run holds its tokenizer."""
+  moved = (chain / 'tokens').rename(chain / 'elsewhere')
+  out = tmp_path / 'grid.png'
+  run(
+    'sample',
+    f'--workdir={chain}/masked',
+    f'--out={out}',
+    '--num=3',
+    '--loops=1,2',
+    '--steps=2',
+    '--method=halton',
+    '--scale=1',
+  )
+  moved.rename(chain / 'tokens')
+  assert picture_size(out) == (3 * 18 + 2, 2 * 18 + 2)
+
+
+def save(path, array):
+  Image.fromarray(array).save(path)
+  return path
+
+
+def test_editing_keeps_what_the_mask_leaves(chain, tmp_path):
+  image = save(tmp_path / 'image.png', np.full((16, 16), 200, np.uint8))
+  mask = np.zeros((16, 16), np.uint8)
+  mask[:8] = 255
+  mask = save(tmp_path / 'mask.png', mask)
+  out = tmp_path / 'edited.png'
+  args = (f'--workdir={chain}/masked', f'--out={out}', '--scale=1')
+  edit = (f'--edit={image}', f'--mask={mask}', '--labels=3')
+  run('sample', *args, *edit, '--num=2', '--loops=1,2')
+  # In each row: the image, the image under its mask, two samples.
+  assert picture_size(out) == (4 * 18 + 2, 2 * 18 + 2)
+  with Image.open(out) as picture:
+    pixels = np.asarray(picture)
+  np.testing.assert_array_equal(pixels[2:18, 2:18], 200)
+  np.testing.assert_array_equal(pixels[2:10, 20:36], 128)
+  np.testing.assert_array_equal(pixels[10:18, 20:36], 200)
+
+
+def refused(command, *args):
+  """The message of a command that must fail, run in this process."""
+  values = flags.FlagValues()
+  command._define(values)
+  values(['command', *args])
+  with pytest.raises(ValueError) as error:
+    command.main(values)
+  return str(error.value)
+
+
+def test_wrong_uses_are_refused(chain, tmp_path):
+  image = save(tmp_path / 'image.png', np.zeros((8, 8), np.uint8))
+  (tmp_path / 'text.png').write_text('no picture')
+  masked = f'--workdir={chain}/masked'
+  made = f'--workdir={chain}/tokenizer'
+  for command, args, message in (
+    (sample, [made], 'is a tokenizer, which draws nothing'),
+    (sample, [masked, f'--edit={image}'], '--edit and --mask go together'),
+    (
+      sample,
+      [masked, f'--edit={image}', f'--mask={image}'],
+      'is 8 x 8 pixels, the model draws 16 x 16',
+    ),
+    (
+      sample,
+      [masked, f'--edit={tmp_path}/text.png', f'--mask={image}'],
+      'text.png is not a readable picture',
+    ),
+    (sample, [masked, '--method=ddim'], "one of ('confidence', 'halton')"),
+    (sample, [masked, '--steps=0'], 'sample.num_steps must be at least 1'),
+    (tokenize, [masked, f'--out={tmp_path}/t'], 'holds a masked model'),
+    (tokenize, [made], '--out is required'),
+    (sample, [f'--maskgit={tmp_path}'], 'must hold one maskgit_'),
+  ):
+    assert message in refused(command, *args)
+
+
+@pytest.mark.parametrize('value,found', [(0, 'no'), (255, 'every')])
+def test_masks_of_nothing_and_everything(chain, tmp_path, value, found):
+  image = save(tmp_path / 'image.png', np.full((16, 16), 200, np.uint8))
+  mask = save(tmp_path / 'mask.png', np.full((16, 16), value, np.uint8))
+  message = refused(
+    sample, f'--workdir={chain}/masked', f'--edit={image}', f'--mask={mask}'
+  )
+  assert f'covers {found} token' in message
+
+
+def test_public_checkpoints_are_sampled(tmp_path):
+  for name in FILES:
+    write(tmp_path, name, seeded(name))
+  out = tmp_path / 'grid.png'
+  run(
+    'sample',
+    f'--maskgit={tmp_path}',
+    f'--out={out}',
+    '--num=2',
+    '--loops=1,2',
+    '--labels=3,9',
+    '--scale=1',
+  )
+  assert picture_size(out) == (2 * 18 + 2, 2 * 18 + 2)

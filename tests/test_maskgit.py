@@ -1,0 +1,185 @@
+"""The public MaskGIT format, against outputs of the original code.
+
+tests/goldens/maskgit_*.npz hold inputs and outputs of google-research/maskgit
+(commit 1db2359, Apache-2.0), run once on CPU at tiny sizes; the weights follow
+from the seeds and shapes in the .json files beside them, by `seeded`.
+"""
+
+import json
+import pathlib
+
+from flax import serialization, traverse_util
+import jax
+import numpy as np
+import pytest
+
+from elt_jax.interop import maskgit
+from elt_jax.models import build_model
+
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
+FILES = {
+  'maskgit_transformer': 'maskgit_imagenet256_checkpoint',
+  'maskgit_vqgan': 'tokenizer_imagenet256_checkpoint',
+}
+
+
+def seeded(name):
+  """{path: array}, drawn in the order of the sorted paths."""
+  spec = json.loads((GOLDENS / f'{name}.json').read_text())
+  rng = np.random.default_rng(spec['seed'])
+  arrays = {}
+  for path in sorted(spec['shapes']):
+    shape = spec['shapes'][path]
+    n = rng.standard_normal(shape).astype(np.float32)
+    kind = path.split('/')[-1]
+    arrays[path] = {
+      'scale': lambda n: 1 + 0.1 * n,
+      'bias': lambda n: 0.1 * n,
+      'kernel': lambda n: n / np.sqrt(np.prod(n.shape[:-1])),
+    }.get(kind, lambda n: 0.5 * n)(n).astype(np.float32)
+  return arrays
+
+
+def write(directory, name, arrays):
+  tree = {'params': traverse_util.unflatten_dict(arrays, sep='/')}
+  path = directory / FILES[name]
+  path.write_bytes(serialization.to_bytes(tree))
+  return path
+
+
+@pytest.fixture
+def released(tmp_path):
+  """A directory of both files, as the public ones are."""
+  for name in FILES:
+    write(tmp_path, name, seeded(name))
+  return tmp_path
+
+
+@pytest.fixture(scope='module')
+def loaded(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('maskgit')
+  for name in FILES:
+    write(directory, name, seeded(name))
+  return maskgit.load(directory)
+
+
+def golden(name):
+  with np.load(GOLDENS / f'{name}.npz') as arrays:
+    return dict(arrays)
+
+
+def test_transformer_gives_the_logits_of_the_original(loaded):
+  config, params, _ = loaded
+  assert (config.model.num_layers, config.model.max_loops) == (3, 1)
+  want = golden('maskgit_transformer')
+  # There the mask id is -1, which indexes the table's last row.
+  ids = np.where(want['input_ids'] < 0, 74, want['input_ids'])
+  model = build_model(config)
+  got, _ = jax.jit(lambda p, x: model.apply(p, x, num_loops=1))(params, ids)
+  np.testing.assert_allclose(got, want['logits'], atol=1e-4)
+
+
+def test_tokenizer_gives_the_tokens_and_images_of_the_original(loaded):
+  config, _, tokenizer = loaded
+  assert tuple(config.tokenizer.channel_multipliers) == (1, 1, 2)
+  assert config.tokenizer.num_res_blocks == 2
+  want = golden('maskgit_vqgan')
+  config = tokenizer.config.copy_and_resolve_references()
+  config.data.image_size = 32  # The network is convolutional.
+  model = build_model(config)
+  z = jax.jit(model.encode)(tokenizer.params, want['image'])
+  np.testing.assert_allclose(z, want['encoded'], atol=1e-4)
+  tokens = model.quantize(tokenizer.params, z)
+  np.testing.assert_array_equal(tokens, want['indices'])
+  codes = model.lookup(tokenizer.params, tokens)
+  x = jax.jit(model.decode_vectors)(tokenizer.params, codes)
+  np.testing.assert_allclose(x, want['decoded'], atol=1e-4)
+
+
+def test_sizes_come_from_the_shapes(loaded):
+  config, _, tokenizer = loaded
+  assert config.model.vocabulary == 'codebook|classes|mask'
+  assert config.data.num_classes == 10
+  assert config.tokenizer.codebook_size == 64
+  assert config.data.image_size == 16 and tokenizer.grid == (4, 4)
+  assert config.sample.guidance == 1
+
+
+def test_a_truncated_file_is_named(released):
+  path = released / FILES['maskgit_transformer']
+  path.write_bytes(path.read_bytes()[:-100])
+  with pytest.raises(ValueError, match=r'maskgit_imagenet256.*not a whole'):
+    maskgit.load(released)
+
+
+def test_a_file_of_something_else_is_refused(released):
+  path = released / FILES['maskgit_vqgan']
+  path.write_bytes(b'PK\x03\x04 not msgpack at all')
+  with pytest.raises(ValueError, match='tokenizer_imagenet256_checkpoint'):
+    maskgit.load(released)
+  path.write_bytes(serialization.to_bytes({'weights': np.ones(3)}))
+  with pytest.raises(ValueError, match="no 'params'"):
+    maskgit.load(released)
+
+
+def changed(name, change):
+  arrays = seeded(name)
+  change(arrays)
+  return arrays
+
+
+@pytest.mark.parametrize(
+  'name,change,message',
+  [
+    (
+      'maskgit_transformer',
+      lambda a: a.pop('MlmLayer_0/mlm_ln/scale'),
+      'lacks MlmLayer_0/mlm_ln/scale',
+    ),
+    (
+      'maskgit_transformer',
+      lambda a: a.update({'Extra_0/kernel': np.ones((2, 2), np.float32)}),
+      r"no known use: \['Extra_0/kernel'\]",
+    ),
+    (
+      'maskgit_transformer',
+      lambda a: a.update(
+        {'MlmLayer_0/mlm_dense/kernel': np.ones((48, 47), np.float32)}
+      ),
+      r'head/dense/kernel is \(48, 47\), expected \(48, 48\)',
+    ),
+    (
+      'maskgit_vqgan',
+      lambda a: a.pop('decoder/GroupNorm_0/bias'),
+      'decoder/GroupNorm_0/bias is nothing',
+    ),
+    (
+      'maskgit_vqgan',
+      lambda a: a.update({'quantizer/codebook': np.ones((64, 8), np.float32)}),
+      r'decoder/Conv_0/kernel is \(3, 3, 16, 64\), expected \(3, 3, 8, 64\)',
+    ),
+    (
+      'maskgit_vqgan',
+      lambda a: a.update({'quantizer/codebook': np.ones((64, 16), np.int32)}),
+      'quantizer/codebook is not an array of floats',
+    ),
+  ],
+)
+def test_arrays_that_do_not_fit_are_named(released, name, change, message):
+  write(released, name, changed(name, change))
+  with pytest.raises(ValueError, match=message):
+    maskgit.load(released)
+
+
+def test_which_file_is_meant(released):
+  path = released / FILES['maskgit_transformer']
+  other = released / 'maskgit_imagenet512_checkpoint'
+  other.write_bytes(path.read_bytes())
+  with pytest.raises(ValueError, match='must hold one maskgit_'):
+    maskgit.load(released)
+  config, _, _ = maskgit.load(path)
+  assert config.model.width == 48
+  with pytest.raises(ValueError, match='tokenizer_imagenet512_checkpoint'):
+    maskgit.load(other)
+  with pytest.raises(ValueError, match='found none'):
+    maskgit.load(released.parent)
