@@ -44,7 +44,7 @@ def get_base() -> ml_collections.ConfigDict:
   o.label_dropout = 0.1  # share of examples trained without their class
   o.mask_schedule = 'cosine'  # masked: cosine | arccos | linear | powP
   o.label_smoothing = 0.1  # masked: of the ground truth, not of distillation
-  o.reduction = 'sample'  # masked: sample | batch, what is averaged first
+  o.reduction = 'sample'  # masked: sample | batch (of each accumulated part)
   o.unmasked_weight = 0.0  # masked: of known tokens; MAGVIT 1, TiTok 0.1
 
   c.data = d = ml_collections.ConfigDict()
@@ -123,6 +123,6 @@ def get_base() -> ml_collections.ConfigDict:
   s.temperature_bias = 0.5  # masked: tokens are drawn at bias + scale (1 - r)
   s.temperature_scale = 0.8
   s.choice_temperature = 4.5  # masked: Gumbel noise of the confidence
-  s.guidance_schedule = 'constant'  # masked: constant | linear | powP
+  s.guidance_schedule = 'constant'  # masked: constant | linear | powcosP
 
   return c.lock()

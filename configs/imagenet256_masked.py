@@ -1,9 +1,13 @@
 """Masked ELT on ImageNet 256 x 256: the paper's main image models.
 
-    python -m elt_jax.tokenize --workdir=runs/imagenet256_tokenizer \\
+    python -m elt_jax.tokenize --maskgit=DIR --source=folder:/data/imagenet \\
         --out=data/imagenet256_tokens
     python -m elt_jax.train --config=configs/imagenet256_masked.py:XL_7Nx4L \\
         --workdir=runs/XL_7Nx4L
+
+The tokens are those of the public MaskGIT tokenizer, as in the paper, or of a
+run of configs/imagenet256_tokenizer.py (--workdir in place of --maskgit); of
+images as they are, not mirrored.
 
 Variants are SCALE_{N}Nx{L}L, N unique layers looped L times, and SCALE_{N}N,
 the unlooped baseline of the same depth. For a TPU slice: 270 epochs at batch

@@ -10,7 +10,7 @@ optimizer as MaskGIT's (arXiv 2202.04200), which reports a reconstruction FID
 of 2.28; the critic and the perceptual network (VGG-16 here, a ResNet there)
 are not the same. Nobody has trained it with this code yet; the public
 weights can be sampled from at once, with --maskgit of elt_jax.sample.
-Without perceptual weights, set config.tokenizer.perceptual=0.
+Without perceptual weights, set --config.tokenizer.perceptual=0.
 """
 
 import ml_collections
@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       f'configs/imagenet256_tokenizer.py has no variant {variant!r}.'
     )
   c = get_base()
-  c.model.update({'family': 'tokenizer', 'dtype': 'bfloat16'})
+  c.model.family = 'tokenizer'
   c.data.update(
     {
       'source': 'folder:data/imagenet',
@@ -36,7 +36,13 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       'num_threads': 32,
     }
   )
-  c.tokenizer.update({'perceptual': 0.1, 'adversarial': 0.1})
+  c.tokenizer.update(
+    {
+      'perceptual': 0.1,
+      'perceptual_weights': 'data/vgg16.safetensors',
+      'adversarial': 0.1,
+    }
+  )
   c.optim.update(
     {
       'learning_rate': 1e-4,

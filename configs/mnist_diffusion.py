@@ -73,5 +73,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if variant == 'long':
     c.train.update({'num_steps': 4500, 'sample_every_steps': 1500})
     c.optim.ema_decay = 0.998
+    c.sample.guidance = 1.4
     c.checkpoint.every_steps = 1500
   return c

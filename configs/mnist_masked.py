@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       'ema_decay': 0.99,
     }
   )
-  c.train.update({'num_steps': 1500, 'batch_size': 32, 'log_every_steps': 50})
-  c.checkpoint.every_steps = 500
-  c.sample.update({'method': 'confidence', 'num_steps': 12, 'guidance': 2.0})
+  c.train.update({'num_steps': 1400, 'batch_size': 32, 'log_every_steps': 50})
+  c.checkpoint.every_steps = 700
+  c.sample.update({'method': 'confidence', 'num_steps': 12, 'guidance': 1.5})
   return c

@@ -32,7 +32,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       # The background is most of a digit: an even use of the codes would
       # spread it over many, for nothing.
       'entropy': 0.0,
-      'restart_every_steps': 20,
+      'restart_every_steps': 50,
     }
   )
   c.optim.update(
@@ -44,6 +44,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       'ema_decay': 0.98,
     }
   )
-  c.train.update({'num_steps': 280, 'batch_size': 32, 'log_every_steps': 20})
-  c.checkpoint.every_steps = 140
+  c.train.update({'num_steps': 480, 'batch_size': 16, 'log_every_steps': 20})
+  c.checkpoint.every_steps = 240
   return c

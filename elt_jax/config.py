@@ -8,6 +8,7 @@ loaded, so a misspelt key is an error, and checked here before anything runs.
 from collections.abc import Iterator
 import json
 import pathlib
+import re
 from typing import Any
 
 import ml_collections
@@ -131,6 +132,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     _validate_diffusion(config)
   else:
     _validate_tokenizer(config)
+  if config.model.family == 'masked':
+    _validate_masked(config)
   return config.lock()
 
 
@@ -180,7 +183,11 @@ def _validate_guidance(config: ConfigDict) -> None:
       'without it the unconditional class is never trained. Set '
       'sample.guidance=1.'
     )
-  if m.family == 'masked' and o.label_dropout and 'null' not in m.vocabulary:
+  if (
+    m.family == 'masked'
+    and o.label_dropout
+    and ('null' not in m.vocabulary.split('|'))
+  ):
     raise ValueError(
       f'objective.label_dropout = {o.label_dropout} needs a null class in '
       f'model.vocabulary, got {m.vocabulary!r}.'
@@ -213,6 +220,26 @@ def _validate_diffusion(config: ConfigDict) -> None:
     )
 
 
+def _validate_masked(config: ConfigDict) -> None:
+  for key, first, power in (
+    ('objective.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
+    ('sample.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
+    ('sample.guidance_schedule', ('constant', 'linear'), 'powcos'),
+  ):
+    value = lookup(config, key)
+    number = re.fullmatch(rf'{power}(\d+\.?\d*)', value)
+    if value not in first and not (number and float(number[1]) > 0):
+      raise ValueError(
+        f"config.{key} must be one of {first} or '{power}P' with a positive "
+        f"number P, as in '{power}2.5'; got {value!r}."
+      )
+  if config.data.flip:
+    raise ValueError(
+      'data.flip mirrors images, and a masked model trains on tokens: set '
+      'data.flip=False.'
+    )
+
+
 def _validate_tokenizer(config: ConfigDict) -> None:
   """The tokenizer's shape, of tokenizers and of masked models."""
   t, d = config.tokenizer, config.data
@@ -233,6 +260,18 @@ def _validate_tokenizer(config: ConfigDict) -> None:
     raise ValueError(
       f'data.image_size = {d.image_size} must be a multiple of '
       f'{2**halvings}: tokenizer.channel_multipliers has {halvings} halvings.'
+    )
+  if t.perceptual and (d.num_channels not in (1, 3) or d.image_size < 16):
+    raise ValueError(
+      f'tokenizer.perceptual = {t.perceptual} compares images of 1 or 3 '
+      f'channels and at least 16 pixels, not {d.num_channels} and '
+      f'{d.image_size}.'
+    )
+  if t.perceptual and not t.perceptual_weights:
+    raise ValueError(
+      f'tokenizer.perceptual = {t.perceptual} needs '
+      'tokenizer.perceptual_weights, a file of torchvision VGG-16 weights; '
+      '0 turns it off.'
     )
   if d.num_frames == 1:
     return

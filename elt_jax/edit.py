@@ -7,8 +7,8 @@ image, forget the tokens under the mask, and decode them again for a class.
 import pathlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
+from elt_jax.data.folders import open_image
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 
@@ -20,17 +20,13 @@ def read_image(
   Raises:
     ValueError: if it cannot be read or is not of that size.
   """
-  try:
-    with Image.open(path) as image:
-      if image.size != (size, size):
-        raise ValueError(
-          f'{path} is {image.size[0]} x {image.size[1]} pixels, the model '
-          f'draws {size} x {size}: scale or crop it first.'
-        )
-      array = np.asarray(image.convert('L' if channels == 1 else 'RGB'))
-  except (OSError, UnidentifiedImageError) as e:
-    raise ValueError(f'{path} is not a readable picture: {e}') from e
-  return array.reshape(size, size, channels)
+  image = open_image(path, 'L' if channels == 1 else 'RGB')
+  if image.size != (size, size):
+    raise ValueError(
+      f'{path} is {image.width} x {image.height} pixels, the model draws '
+      f'{size} x {size}: scale or crop it first.'
+    )
+  return np.asarray(image).reshape(size, size, channels)
 
 
 def known_tokens(

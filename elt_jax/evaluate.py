@@ -23,6 +23,15 @@ def main(args: flags.FlagValues) -> None:
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')
   if config_lib.load(workdir).model.family == 'tokenizer':
+    given = [
+      name
+      for name in ('loops', 'num', 'seed', 'guidance', 'steps', 'method')
+      if args[name].present
+    ]
+    if given:
+      raise ValueError(
+        f'--{given[0]} is of samples, and {workdir} is a tokenizer.'
+      )
     return evaluate_tokenizer(workdir)
   config, draw, params, step = sample.load(
     workdir, args.num, args.steps, args.method

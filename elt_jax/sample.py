@@ -152,6 +152,8 @@ def main(args: flags.FlagValues) -> None:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   if (args.edit is None) != (args.mask is None):
     raise ValueError('--edit and --mask go together: an image, and what of it')
+  if args.maskgit and args.workdir:
+    raise ValueError('--workdir and --maskgit: give one of them.')
   if args.maskgit:
     source, read = args.maskgit, load_maskgit
   else:
@@ -185,7 +187,7 @@ def main(args: flags.FlagValues) -> None:
   viz.save_png(out, viz.grid(np.stack(rows), columns), scale=args.scale)
   print(
     f'{out}: step {step}, loops {loops} from top to bottom, '
-    f'classes {classes[:20]}{"..." if last >= 20 else ""} in turn'
+    f'classes {classes[:20]}{"..." if len(classes) > 20 else ""} in turn'
   )
 
 

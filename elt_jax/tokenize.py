@@ -1,12 +1,16 @@
 """Turns a data set into tokens, with a trained tokenizer.
 
     python -m elt_jax.tokenize --workdir=runs/tokenizer --out=data/mnist_tokens
+    python -m elt_jax.tokenize --maskgit=DIR --source=folder:/data/imagenet \\
+        --out=data/imagenet256_tokens
 
 --workdir is a run of a tokenizer config; its newest moving average encodes
-every split of the data it was trained on. The cache holds a copy of the
-tokenizer. Killed and started again, the command goes on where it was.
+every split of the data it was trained on, or of --source. --maskgit, in its
+place, is a directory of public MaskGIT checkpoints. The cache holds a copy of
+the tokenizer. Killed and started again, the command goes on where it was.
 """
 
+from concurrent import futures
 import pathlib
 from typing import Any
 
@@ -17,13 +21,14 @@ from tqdm import tqdm
 from elt_jax import cli, sample
 from elt_jax.data import sources, token_cache
 from elt_jax.data.transforms import to_zero_one
+from elt_jax.interop import maskgit
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 
 def tokenize(
   tokenizer: Tokenizer, out: pathlib.Path, batch_size: int, per_shard: int
 ) -> dict[str, Any]:
-  """Writes the cache of the tokenizer's own data set; returns its metadata.
+  """Writes the cache of `tokenizer.config`'s data set; returns its metadata.
 
   Raises:
     ValueError: if `out` holds another cache.
@@ -39,20 +44,36 @@ def tokenize(
   if not token_cache.begin(out, metadata):
     return metadata
   tokenizer.save(out / 'tokenizer')
-  with tqdm(total=sum(counts.values()), unit='example') as progress:
+  with (
+    tqdm(total=sum(counts.values()), unit='example') as progress,
+    futures.ThreadPoolExecutor(
+      max(tokenizer.config.data.num_threads, 1)
+    ) as pool,
+  ):
     for split, source in data.items():
-
-      def read(
-        start: int, stop: int, source: Any = source
-      ) -> tuple[np.ndarray, np.ndarray]:
-        examples = [source[i] for i in range(start, stop)]
-        images = to_zero_one(np.stack([e['image'] for e in examples]))
-        labels = np.array([e['label'] for e in examples])
-        return tokenizer.encode(images, batch_size), labels
-
-      token_cache.write_split(out, metadata, split, read, progress.update)
+      for n, path in enumerate(token_cache.shards(out, metadata, split)):
+        start, stop = n * per_shard, min((n + 1) * per_shard, len(source))
+        if not path.exists():
+          parts = []
+          for first in range(start, stop, batch_size):
+            index = range(first, min(first + batch_size, stop))
+            examples = list(pool.map(source.__getitem__, index))
+            parts.append(_encode(tokenizer, examples, batch_size))
+            progress.update(len(index))
+          token_cache.write_shard(path, *map(np.concatenate, zip(*parts)))
+        else:
+          progress.update(stop - start)
   token_cache.finish(out, metadata)
   return metadata
+
+
+def _encode(
+  tokenizer: Tokenizer, examples: list[dict[str, Any]], batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(tokens, labels) of examples with images."""
+  images = to_zero_one(np.stack([e['image'] for e in examples]))
+  labels = np.array([e['label'] for e in examples])
+  return tokenizer.encode(images, batch_size), labels
 
 
 def main(args: flags.FlagValues) -> None:
@@ -60,7 +81,15 @@ def main(args: flags.FlagValues) -> None:
   for name in ('batch_size', 'examples_per_shard'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')
-  tokenizer, _ = sample.load_tokenizer(cli.workdir(args))
+  if args.maskgit and args.workdir:
+    raise ValueError('--workdir and --maskgit: give one of them.')
+  if args.maskgit:
+    _, _, tokenizer = maskgit.load(args.maskgit)
+  else:
+    tokenizer, _ = sample.load_tokenizer(cli.workdir(args))
+  if args.source:
+    with tokenizer.config.unlocked():
+      tokenizer.config.data.source = args.source
   metadata = tokenize(tokenizer, out, args.batch_size, args.examples_per_shard)
   print(
     f'{out}: {metadata["examples"]} examples, grid {metadata["grid"]}, '
@@ -72,9 +101,18 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'A trained tokenizer.', flag_values=values
   )
+  flags.DEFINE_string(
+    'maskgit', None, 'Directory of a MaskGIT checkpoint.', flag_values=values
+  )
+  flags.DEFINE_string(
+    'source',
+    None,
+    "Data to encode, as in data.source; default: the tokenizer's own.",
+    flag_values=values,
+  )
   flags.DEFINE_string('out', None, 'Directory to write.', flag_values=values)
   flags.DEFINE_integer(
-    'batch_size', 100, 'Examples encoded at a time.', flag_values=values
+    'batch_size', 96, 'Examples encoded at a time.', flag_values=values
   )
   flags.DEFINE_integer(
     'examples_per_shard', 10_000, 'Examples of a file.', flag_values=values

@@ -212,7 +212,7 @@ def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:
     ValueError: if the run was begun with another one.
   """
   directory = pathlib.Path(workdir) / 'tokenizer'
-  if not directory.exists():
+  if not (directory / 'config.json').exists():  # It is written last.
     tokenizer.save(directory)
   elif (begun := pretrained.load(directory)).fingerprint != (
     tokenizer.fingerprint

@@ -11,6 +11,11 @@ import pytest
 from configs.base import get_base
 from elt_jax import config as config_lib
 
+MASKED = {
+  'model.family': 'masked',
+  'sample.method': 'confidence',
+  'data.image_size': 32,
+}
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -48,6 +53,38 @@ ROOT = pathlib.Path(__file__).parent.parent
       'config.train.num_steps must be at least 1, got 0',
     ),
     ({'sample.guidance_low': 0.9, 'sample.guidance_high': 0.1}, 'low <= high'),
+    (
+      {'model.family': 'masked', 'sample.method': 'ddim'},
+      r"must be one of \('confidence', 'halton'\), got 'ddim'",
+    ),
+    (
+      {**MASKED, 'objective.mask_schedule': 'sine'},
+      "objective.mask_schedule must be .*'pow2.5'; got 'sine'",
+    ),
+    ({**MASKED, 'sample.guidance_schedule': 'pow2'}, "powcosP.*got 'pow2'"),
+    ({**MASKED, 'sample.mask_schedule': 'pow0'}, "got 'pow0'"),
+    ({**MASKED, 'data.flip': True}, 'mirrors images'),
+    (
+      {**MASKED, 'model.vocabulary': 'codebook|classes|mask'},
+      'needs a null class',
+    ),
+    (
+      {
+        'model.family': 'tokenizer',
+        'tokenizer.perceptual': 0.1,
+        'data.image_size': 32,
+        'data.num_channels': 4,
+      },
+      'compares images of',
+    ),
+    (
+      {
+        'model.family': 'tokenizer',
+        'tokenizer.perceptual': 0.1,
+        'data.image_size': 32,
+      },
+      'needs tokenizer.perceptual_weights',
+    ),
     (
       {'optim.learning_rate': float('nan')},
       'learning_rate must be at least 0.0, got nan',
@@ -197,7 +234,7 @@ def test_a_misspelt_key_in_a_config_file_raises():
 
 
 def test_no_entry_point_imports_tensorflow():
-  modules = 'train, sample, evaluate, show, bench'
+  modules = 'train, sample, tokenize, evaluate, show, bench'
   code = f'import sys; from elt_jax import {modules}; print(*sys.modules)'
   loaded = subprocess.run(
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=True

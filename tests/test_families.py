@@ -70,6 +70,20 @@ def test_sharded_steps_equal_the_step_on_one_device(make, batch):
   jax.tree.map(compare, want.ema, got.ema)
 
 
+def test_the_step_restarts_codes():
+  config = tokenizer()
+  config.tokenizer.update({'adversarial': 0.0, 'restart_every_steps': 1})
+  stack = Stack(config)
+  state, step = stack.create(), stack.step()
+  # Far from everything, so never used, and moved by no gradient.
+  codebook = np.asarray(state.params['quantizer']['codebook']).copy()
+  codebook[1:] += 1e3
+  state.params['quantizer']['codebook'] = jax.numpy.asarray(codebook)
+  batch = jax.device_put(make_batch(config, 16), batch_sharding(stack.mesh))
+  state, _ = step(state, batch)
+  assert np.abs(state.params['quantizer']['codebook']).max() < 100
+
+
 def test_samples_do_not_depend_on_the_devices():
   config = masked()
   model, params = init_masked(config)
@@ -102,10 +116,11 @@ def test_the_papers_models(variant, millions, gmacs):
   from configs import imagenet256_masked
 
   config = imagenet256_masked.get_config(variant)
-  layers = Stack(config).abstract.params['layers']
-  np.testing.assert_allclose(
-    flops.count_params(layers) / 1e6, millions, rtol=6e-3
-  )
+  m, layers = config.model, Stack(config).abstract.params['layers']
+  count = flops.count_params(layers)
+  # Kernels; biases of 4 + 4 + 1 widths and two norms.
+  assert count == m.num_layers * (12 * m.width**2 + 13 * m.width)
+  np.testing.assert_allclose(count / 1e6, millions, rtol=6e-3)
   np.testing.assert_allclose(
     flops.paper_macs_per_pass(config, config.model.max_loops) / 1e9,
     gmacs,

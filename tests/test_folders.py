@@ -43,6 +43,21 @@ def test_undivided_folders_hold_out_one_in_twenty(tmp_path):
   assert sorted(values['train'] + values['test']) == list(range(45))
 
 
+def test_train_alone_is_divided_too(tmp_path):
+  for n in range(40):
+    write(tmp_path / 'train' / 'ab'[n % 2] / f'{n:03d}.png', n)
+  (tmp_path / 'train' / '.hidden').mkdir()
+  (tmp_path / 'train' / '__MACOSX').mkdir()
+  train, test = (
+    folders.FolderSource(tmp_path, split, 8, 1) for split in sources.SPLITS
+  )
+  assert train.class_names == test.class_names == ['a', 'b']
+  assert (len(train), len(test)) == (38, 2)
+  write(tmp_path / 'test' / 'c' / '0.png', 1)
+  with pytest.raises(ValueError, match=r"train has not: \['c'\]"):
+    folders.FolderSource(tmp_path, 'test', 8, 1)
+
+
 def test_crop_is_central_and_scales_the_short_side():
   x = np.zeros((40, 80, 3), np.uint8)
   x[:, 20:60] = 200
@@ -66,7 +81,7 @@ def test_through_the_config(tmp_path):
   whole = sources.in_memory(source)
   np.testing.assert_array_equal(whole.images, np.full((4, 8, 8, 3), 7))
   config.data.num_classes = 3
-  with pytest.raises(ValueError, match='labels 0..3, outside 0..2'):
+  with pytest.raises(ValueError, match='4 class folders, .* is 3'):
     sources.load_source(config, 'train')
 
 
@@ -80,6 +95,10 @@ def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / 'cat' / f'{n}.png').write_bytes(b'\x89PNG broken')
   source = folders.FolderSource(tmp_path, 'train', 8, 3)
   with pytest.raises(ValueError, match=r'cat/1\.png cannot be decoded'):
+    source[0]
+  deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
+  deep.save(tmp_path / 'cat' / '1.png')
+  with pytest.raises(ValueError, match='1.png is of mode I;16'):
     source[0]
   with pytest.raises(ValueError, match='1 or 3 channels'):
     folders.FolderSource(tmp_path, 'train', 8, 4)

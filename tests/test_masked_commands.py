@@ -7,7 +7,8 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from elt_jax import sample, tokenize
+from elt_jax import edit, evaluate, sample, tokenize
+from elt_jax.evals import reconstruction
 from tests.test_commands import metrics, picture_size, run
 from tests.test_maskgit import FILES, seeded, write
 
@@ -122,6 +123,46 @@ def test_a_workdir_needs_nothing_else(chain, tmp_path):
   assert picture_size(out) == (3 * 18 + 2, 2 * 18 + 2)
 
 
+def test_known_tokens_are_those_the_mask_does_not_touch():
+  class Stub:
+    def encode(self, pixels):
+      assert pixels.shape == (1, 8, 12, 1) and pixels.max() <= 1
+      return np.arange(6).reshape(1, 2, 3)
+
+  image, mask = np.full((8, 12, 1), 200, np.uint8), np.zeros((8, 12), bool)
+  mask[3, 4] = True  # One pixel of the upper middle cell.
+  mask[4:, 8:] = True
+  known = edit.known_tokens(Stub(), image, mask)
+  np.testing.assert_array_equal(known, [[0, -1, 2], [3, 4, -1]])
+
+
+def test_draws_keep_known_tokens_and_refuse_others(chain):
+  _, draw, params, _ = sample.load(str(chain / 'masked'), 3)
+  known = np.full((3, 4, 4), -1)
+  known[:, 2:] = [[3, 1, 2, 0], [7, 7, 7, 7]]
+  kept = []
+  draw.tokenizer.decode = lambda tokens: kept.append(tokens) or tokens
+  draw(params, [1, 2, 3], 1, seed=0, known=known)
+  np.testing.assert_array_equal(np.concatenate(kept)[:3, 2:], known[:, 2:])
+  for wrong, message in (
+    (known[:2], 'known must be'),
+    (known.reshape(3, 16), 'known must be'),
+    (known + 16, 'with 15..23'),
+    (known - 1, 'with -2..6'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      draw(params, [1, 2, 3], 1, seed=0, known=wrong)
+
+
+def test_reconstruction_metrics_by_hand():
+  x = np.zeros((2, 4, 4, 1), np.float32)
+  y = x + np.array([0.1, 0.01]).reshape(2, 1, 1, 1)
+  np.testing.assert_allclose(reconstruction.psnr(x, y), (20 + 40) / 2, 1e-4)
+  got = reconstruction.usage(np.array([[0, 0], [3, 3]]), 8)
+  assert got['codes_used'] == 0.25
+  np.testing.assert_allclose(got['perplexity'], 2)
+
+
 def save(path, array):
   Image.fromarray(array).save(path)
   return path
@@ -171,13 +212,16 @@ def test_wrong_uses_are_refused(chain, tmp_path):
     (
       sample,
       [masked, f'--edit={tmp_path}/text.png', f'--mask={image}'],
-      'text.png is not a readable picture',
+      'text.png cannot be decoded',
     ),
     (sample, [masked, '--method=ddim'], "one of ('confidence', 'halton')"),
     (sample, [masked, '--steps=0'], 'sample.num_steps must be at least 1'),
     (tokenize, [masked, f'--out={tmp_path}/t'], 'holds a masked model'),
     (tokenize, [made], '--out is required'),
     (sample, [f'--maskgit={tmp_path}'], 'must hold one maskgit_'),
+    (sample, [made, '--maskgit=x'], 'give one of them'),
+    (tokenize, [made, '--maskgit=x', '--out=x'], 'give one of them'),
+    (evaluate, [made, '--loops=2'], '--loops is of samples'),
   ):
     assert message in refused(command, *args)
 

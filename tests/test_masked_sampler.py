@@ -137,8 +137,40 @@ def test_guidance_ramps():
   ramp = masked.guidance_ramp
   np.testing.assert_array_equal(ramp('constant', 4), [1, 1, 1, 1])
   np.testing.assert_allclose(ramp('linear', 5), [0, 0.25, 0.5, 0.75, 1])
-  np.testing.assert_allclose(ramp('pow1', 4), [0, 0.14644661, 0.5, 0.85355339])
-  np.testing.assert_allclose(ramp('pow2', 2), [0, 0.14644661], rtol=1e-6)
+  np.testing.assert_allclose(
+    ramp('powcos1', 4), [0, 0.14644661, 0.5, 0.85355339]
+  )
+  np.testing.assert_allclose(ramp('powcos2', 2), [0, 0.14644661], rtol=1e-6)
+
+
+def test_what_changes_from_step_to_step(decoder):
+  sampler = changed(decoder, guidance_schedule='linear')[0]
+  got = sampler.schedule(jnp.int32(2), jnp.float32(3.0))
+  left = np.array([0.8, 0.6, 0.4, 0.2, 0.0])  # 1 - (k + 1) / K
+  np.testing.assert_allclose(got['temperature'], 0.5 + 0.8 * left, rtol=1e-6)
+  np.testing.assert_allclose(got['noise'], 4.5 * left, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(got['scale'], [1, 1.5, 2, 2.5, 3])
+  np.testing.assert_allclose(got['time'], [1, 0.8, 0.6, 0.4, 0.2], rtol=1e-6)
+  np.testing.assert_array_equal(got['loops'], [2] * 5)
+
+
+def test_noise_makes_the_choice_random(decoder):
+  """So much of it drowns the model: what is kept first is any token."""
+  loud = changed(decoder, choice_temperature=1e6)
+  mask = decoder[0].vocabulary.mask_id
+  steps = draw(loud, labels=[1] * 64).reshape(5, 64, 16)
+  first = (steps[0] != mask).argmax(1)
+  still = draw(changed(decoder, choice_temperature=0.0), labels=[1] * 64)
+  calm = (still.reshape(5, 64, 16)[0] != mask).argmax(1)
+  assert len(set(first)) > len(set(calm))
+  assert len(set(first)) >= 12 and np.bincount(first).max() < 16
+
+
+def test_a_ramp_is_not_constant_guidance(decoder):
+  ramp = draw(changed(decoder, guidance_schedule='linear'), guidance=9.0)
+  constant = draw(decoder, guidance=9.0)
+  assert (ramp != constant).any()
+  np.testing.assert_array_equal(ramp[0], draw(decoder)[0])  # Nothing at first.
 
 
 def test_guided_steps_are_counted():

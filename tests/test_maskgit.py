@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from elt_jax.interop import maskgit
+from elt_jax.mesh import build_mesh
 from elt_jax.models import build_model
+from elt_jax.samplers.draw import Draw
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 FILES = {
@@ -120,6 +122,21 @@ def test_a_file_of_something_else_is_refused(released):
   path.write_bytes(serialization.to_bytes({'weights': np.ones(3)}))
   with pytest.raises(ValueError, match="no 'params'"):
     maskgit.load(released)
+
+
+def test_arrays_of_unknown_dtype_are_refused(released):
+  path = released / FILES['maskgit_vqgan']
+  path.write_bytes(path.read_bytes().replace(b'float32', b'float3\x012', 1))
+  with pytest.raises(ValueError, match='not a whole flax-msgpack file'):
+    maskgit.load(released)
+
+
+def test_released_models_cannot_be_guided(loaded):
+  config, params, tokenizer = loaded
+  mesh = build_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  draw = Draw(config, build_model(config), mesh, 1, tokenizer)
+  with pytest.raises(ValueError, match='guidance = 3: .* cannot be guided'):
+    draw(params, [0], 1, seed=0, guidance=3)
 
 
 def changed(name, change):

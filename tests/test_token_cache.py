@@ -164,7 +164,10 @@ def test_a_run_keeps_its_tokenizer(tokenizer, cache, tmp_path):
   keep_tokenizer(tokenizer, str(tmp_path / 'run'))
   kept = pretrained.load(tmp_path / 'run' / 'tokenizer')
   assert kept.fingerprint == tokenizer.fingerprint
+  # Killed between the two files.
+  (tmp_path / 'run' / 'tokenizer' / 'config.json').unlink()
   keep_tokenizer(tokenizer, str(tmp_path / 'run'))
+  assert pretrained.load(tmp_path / 'run' / 'tokenizer')
   with pytest.raises(ValueError, match='was trained on the tokens of'):
     keep_tokenizer(make_tokenizer(seed=1), str(tmp_path / 'run'))
 
@@ -185,12 +188,39 @@ def test_damage_is_named(cache):
     sources.load_source(config_of(cache / 'nowhere'), 'train')
 
 
+def test_shards_of_nobody_are_not_adopted(cache):
+  (cache / 'metadata.json').unlink()
+  other = make_tokenizer(seed=1)
+  with pytest.raises(ValueError, match='no metadata.json to say whose'):
+    token_cache.begin(cache, token_cache.describe(other, ['a'], {}, 20))
+
+
+@pytest.mark.parametrize('keep', [0.0, 0.5])
+def test_a_truncated_shard_is_named(cache, keep):
+  path = cache / 'train-00001.array_record'
+  path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+  with pytest.raises(ValueError, match='is damaged|has 30 examples|has 40'):
+    source = sources.load_source(config_of(cache), 'train')
+    for i in range(len(source)):
+      source[i]
+
+
+def test_damaged_metadata_are_named(cache):
+  path = cache / 'metadata.json'
+  path.write_text(path.read_text()[:40])
+  with pytest.raises(ValueError, match='metadata.json is not JSON'):
+    sources.load_source(config_of(cache), 'train')
+  path.write_text('{"format": 1}')
+  with pytest.raises(ValueError, match=r"lacks \['tokenizer'"):
+    sources.load_source(config_of(cache), 'train')
+
+
 def test_a_token_outside_the_codebook_is_named(cache):
   tokens, labels = np.full((20, 4, 4), 16), np.zeros(20, int)
   path = cache / 'test-00000.array_record'
   token_cache.write_shard(path, tokens, labels)
   source = sources.load_source(config_of(cache), 'test')
-  with pytest.raises(ValueError, match=r'example 3 has 16 tokens in 16..16'):
+  with pytest.raises(ValueError, match=r'example 3 has tokens in 16..16'):
     source[3]
 
 

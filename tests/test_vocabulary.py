@@ -36,24 +36,6 @@ def test_the_class_stands_in_front():
   np.testing.assert_array_equal(got, [[10, 1, 2], [11, 3, 12]])
 
 
-def test_conversion_moves_every_row_to_its_meaning():
-  ours = Vocabulary('codebook|classes|null|mask', 4, 2)
-  titok = Vocabulary('codebook|mask|classes|null', 4, 2)
-  table = np.array(['0', '1', '2', '3', 'mask', 'a', 'b', 'null'])
-  np.testing.assert_array_equal(
-    table[ours.rows_from(titok)],
-    ['0', '1', '2', '3', 'a', 'b', 'null', 'mask'],
-  )
-  maskgit = Vocabulary('codebook|classes|mask', 4, 2)
-  table = np.array(['0', '1', '2', '3', 'a', 'b', 'mask'])
-  np.testing.assert_array_equal(
-    table[ours.rows_from(maskgit)],
-    ['0', '1', '2', '3', 'a', 'b', 'mask', 'mask'],
-  )
-  with pytest.raises(ValueError, match='cannot be converted'):
-    ours.rows_from(Vocabulary('codebook|classes|mask', 5, 2))
-
-
 @pytest.mark.parametrize(
   'layout',
   [

@@ -1,7 +1,7 @@
 """Images in class folders: DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg.
 
-Classes are the folder names in sorted order. Without train and test (or val)
-folders, one file in twenty is held out for the test split.
+Classes are the folder names in sorted order. Where there is no test (or val)
+folder, one file in twenty is held out for the test split.
 """
 
 import pathlib
@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
+# What a picture may be stored as; others would be clipped or misread.
+MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 _HELD_OUT = 20
 
 
@@ -34,7 +36,8 @@ class FolderSource:
       channels: 1 or 3.
 
     Raises:
-      ValueError: if there is no such directory, or no image in it.
+      ValueError: if there is no such directory, no image in it, or a class
+        in the test folder that training does not have.
     """
     root = pathlib.Path(directory)
     if not root.is_dir():
@@ -44,23 +47,26 @@ class FolderSource:
         f'Folders of images give 1 or 3 channels, not data.num_channels = '
         f'{channels}.'
       )
-    folders = {'train': root / 'train', 'test': root / 'test'}
-    if not folders['test'].is_dir():
-      folders['test'] = root / 'val'
-    divided = all(folder.is_dir() for folder in folders.values())
-    base = folders[split] if divided else root
-    names = folders['train'] if divided else root
-    self.class_names = sorted(p.name for p in names.iterdir() if p.is_dir())
+    train = root / 'train' if (root / 'train').is_dir() else root
+    held_out = [root / name for name in ('test', 'val') if train != root]
+    held_out = [folder for folder in held_out if folder.is_dir()]
+    base = held_out[0] if held_out and split == 'test' else train
+    self.class_names = _folders(train)
+    if unknown := set(_folders(base)) - set(self.class_names):
+      raise ValueError(
+        f'{base} has classes that {train} has not: {sorted(unknown)[:5]}.'
+      )
     files = [
       (path, label)
       for label, name in enumerate(self.class_names)
       for path in sorted((base / name).rglob('*'))
       if path.suffix.lower() in SUFFIXES
     ]
-    if not divided:
-      held_out = split == 'test'
+    if not held_out:
       files = [
-        file for i, file in enumerate(files) if (i % _HELD_OUT == 0) == held_out
+        file
+        for i, file in enumerate(files)
+        if (i % _HELD_OUT == 0) == (split == 'test')
       ]
     if not files:
       raise ValueError(
@@ -76,16 +82,40 @@ class FolderSource:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Raises ValueError, naming the file, if it cannot be decoded."""
-    path = self._files[index]
-    try:
-      with Image.open(path) as image:
-        pixels = center_crop(image.convert(self._mode), self._size)
-    except OSError as e:
-      raise ValueError(f'{path} cannot be decoded: {e}') from e
+    image = open_image(self._files[index], self._mode)
+    pixels = center_crop(image, self._size)
     return {
       'image': pixels.reshape(self._size, self._size, -1),
       'label': self.labels[index],
     }
+
+
+def _folders(directory: pathlib.Path) -> list[str]:
+  """Names of the class folders, sorted; hidden and system ones are none."""
+  return sorted(
+    path.name
+    for path in directory.iterdir()
+    if path.is_dir() and not path.name.startswith(('.', '__'))
+  )
+
+
+def open_image(path: str | pathlib.Path, mode: str) -> Image.Image:
+  """A picture file, decoded, as mode 'L' or 'RGB'.
+
+  Raises:
+    ValueError: naming the file, if it cannot be decoded or does not hold 8
+      bits a channel.
+  """
+  try:
+    with Image.open(path) as image:
+      if image.mode not in MODES:
+        raise ValueError(
+          f'{path} is of mode {image.mode}; expected 8 bits a channel.'
+        )
+      return image.convert(mode)
+  # What Pillow raises on damaged and on enormous files.
+  except (OSError, SyntaxError, Image.DecompressionBombError) as e:
+    raise ValueError(f'{path} cannot be decoded: {e}') from e
 
 
 def center_crop(image: Image.Image, size: int) -> np.ndarray:

@@ -19,6 +19,8 @@ from elt_jax.tokenizers import pretrained
 
 SPLITS = ('train', 'test')
 _MNIST_TEST = 500
+# Images that the metrics hold at once.
+IN_MEMORY = 100_000
 
 
 class ArraySource:
@@ -55,13 +57,14 @@ def in_memory(source: ArraySource | FolderSource) -> ArraySource:
   """The source with every image read.
 
   Raises:
-    ValueError: if that is more than 100,000 images.
+    ValueError: if that is more than `IN_MEMORY` images.
   """
   if isinstance(source, ArraySource):
     return source
-  if len(source) > 100_000:
+  if len(source) > IN_MEMORY:
     raise ValueError(
-      f'{len(source)} images are too many to hold in memory for fd_lenet.'
+      f'{len(source)} images are too many to hold in memory: at most '
+      f'{IN_MEMORY:,} can be measured at once.'
     )
   images = np.stack([source[i]['image'] for i in range(len(source))])
   return ArraySource(images, source.labels)
@@ -88,6 +91,11 @@ def load_source(config: Any, split: str) -> Source:
   elif name.startswith('folder:'):
     path, d = name.removeprefix('folder:'), config.data
     source = FolderSource(path, split, d.image_size, d.num_channels)
+    if len(source.class_names) != d.num_classes:
+      raise ValueError(
+        f'{path} has {len(source.class_names)} class folders, '
+        f'data.num_classes is {d.num_classes}.'
+      )
   else:
     raise ValueError(
       "data.source must be 'mnist', 'synthetic', 'npz:FILE' or 'folder:DIR', "

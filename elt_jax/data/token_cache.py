@@ -9,7 +9,6 @@ when all shards are there: a killed run leaves a cache that is refused, and
 that the same command completes.
 """
 
-from collections.abc import Callable
 import json
 import math
 import pathlib
@@ -24,6 +23,17 @@ from elt_jax.tokenizers import pretrained
 
 FORMAT = 1
 _RECORD = np.dtype('<i4')
+_KEYS = (
+  'format',
+  'tokenizer',
+  'source',
+  'grid',
+  'codebook_size',
+  'num_classes',
+  'class_names',
+  'examples',
+  'examples_per_shard',
+)
 
 
 def describe(
@@ -65,23 +75,29 @@ def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
   """Claims `directory` for a cache; False if it is there already, whole.
 
   Raises:
-    ValueError: if the directory holds another cache, whole or begun.
+    ValueError: if the directory holds another cache, whole or begun, or shards
+      of which nothing is known.
   """
   for name in ('metadata.json', 'unfinished.json'):
     if not (directory / name).exists():
       continue
-    there = json.loads((directory / name).read_text())
+    there = _read_json(directory / name)
     differ = [
-      f'{key}: {there.get(key)!r} there, {value!r} here'
-      for key, value in metadata.items()
-      if there.get(key) != value
+      f'{key}: {there[key]!s:.60} there, {metadata[key]!s:.60} here'
+      for key in metadata
+      if there[key] != metadata[key]
     ]
     if differ:
       raise ValueError(
         f'{directory} holds another cache ({"; ".join(differ)}). Use another '
-        '--out, or delete it.'
+        '--out, or delete the directory.'
       )
     return name != 'metadata.json'
+  if any(directory.glob('*.array_record')):
+    raise ValueError(
+      f'{directory} has shards and no metadata.json to say whose they are. Use '
+      'another --out, or delete the directory.'
+    )
   files.write_text(directory / 'unfinished.json', _json(metadata))
   return True
 
@@ -130,7 +146,7 @@ class TokenSource:
         else 'is not there; make it with python -m elt_jax.tokenize'
       )
       raise ValueError(f'The token cache {directory} {state}.')
-    self.metadata = json.loads((directory / 'metadata.json').read_text())
+    self.metadata = _read_json(directory / 'metadata.json')
     if self.metadata.get('format') != FORMAT:
       raise ValueError(
         f'{directory} has format {self.metadata.get("format")}, this code '
@@ -145,9 +161,14 @@ class TokenSource:
     paths = shards(directory, self.metadata, split)
     if missing := [path.name for path in paths if not path.is_file()]:
       raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
-    self._records = grain.sources.ArrayRecordDataSource(
-      [str(path) for path in paths]
-    )
+    try:
+      self._records = grain.sources.ArrayRecordDataSource(
+        [str(path) for path in paths]
+      )
+    except RuntimeError as e:  # What ArrayRecord raises on a file cut short.
+      raise ValueError(
+        f'A shard of {directory} ({split}) is damaged: {e or "no reason given"}'
+      ) from e
     if len(self._records) != self.metadata['examples'][split]:
       raise ValueError(
         f'{directory} has {len(self._records)} examples in {split}, its '
@@ -160,47 +181,36 @@ class TokenSource:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     """Raises ValueError on a record of another length or an id out of range."""
+    m = self.metadata
     record = np.frombuffer(self._records[index], _RECORD)
+    if len(record) != 1 + math.prod(m['grid']):
+      raise ValueError(
+        f'{self._directory}: example {index} has {len(record)} numbers, '
+        f'expected a label and {m["grid"]} tokens.'
+      )
     label, tokens = record[0], record[1:]
-    codes, classes = (
-      self.metadata[name] for name in ('codebook_size', 'num_classes')
-    )
     if (
-      len(tokens) != math.prod(self.metadata['grid'])
-      or not 0 <= tokens.min() <= tokens.max() < codes
-      or not 0 <= label < classes
+      not 0 <= tokens.min() <= tokens.max() < m['codebook_size']
+      or not 0 <= label < m['num_classes']
     ):
       raise ValueError(
-        f'{self._directory}: example {index} has {len(tokens)} tokens in '
-        f'{tokens.min()}..{tokens.max()} and label {label}; expected '
-        f'{self.metadata["grid"]} tokens below {codes} and a label below '
-        f'{classes}.'
+        f'{self._directory}: example {index} has tokens in '
+        f'{tokens.min()}..{tokens.max()} and label {label}; expected tokens '
+        f'below {m["codebook_size"]} and a label below {m["num_classes"]}.'
       )
-    return {'tokens': tokens.reshape(self.metadata['grid']), 'label': label}
+    return {'tokens': tokens.reshape(m['grid']), 'label': label}
 
 
-def write_split(
-  directory: pathlib.Path,
-  metadata: dict[str, Any],
-  split: str,
-  read: Callable[[int, int], tuple[np.ndarray, np.ndarray]],
-  done: Callable[[int], None],
-) -> None:
-  """Writes the shards of a split that are not there yet.
-
-  Args:
-    directory: of the cache.
-    metadata: of the cache.
-    split: its name.
-    read: (start, stop) -> tokens and labels of those examples.
-    done: called with the number of examples of each shard, old or new.
-  """
-  total, size = metadata['examples'][split], metadata['examples_per_shard']
-  for n, path in enumerate(shards(directory, metadata, split)):
-    start, stop = n * size, min((n + 1) * size, total)
-    if not path.exists():
-      write_shard(path, *read(start, stop))
-    done(stop - start)
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  """Raises ValueError unless the file is JSON with the keys of `describe`."""
+  try:
+    metadata = json.loads(path.read_text())
+    missing = [key for key in _KEYS if key not in metadata]
+  except (json.JSONDecodeError, TypeError) as e:
+    raise ValueError(f'{path} is not JSON: {e}') from e
+  if missing:
+    raise ValueError(f'{path} is not of a token cache: it lacks {missing}.')
+  return metadata
 
 
 def _json(metadata: dict[str, Any]) -> str:

@@ -88,15 +88,25 @@ def evaluate(
     'fd_lenet_floor': half_split_distance(real),
     'lenet_test_accuracy': classifier.accuracy,
     'gflops': (
-      '2 per multiply-add, guidance passes included, tokenizer left out'
+      '2 per multiply-add, guidance passes included, tokenizer left out; '
+      'seconds include it'
     ),
     'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
   }
   if draw.tokenizer:
     # What is lost before the first sample: as many real images, through the
     # tokenizer and back.
-    y = draw.tokenizer.reconstruct(to_zero_one(spread(images, num)))
+    tokens = draw.tokenizer.encode(to_zero_one(spread(images, num)))
+    y = draw.tokenizer.reconstruct(tokens)
     recipe['tokenizer'] = draw.tokenizer.fingerprint
+    for name in (
+      'guidance_schedule',
+      'mask_schedule',
+      'temperature_bias',
+      'temperature_scale',
+      'choice_temperature',
+    ):
+      recipe[name] = s[name]
     recipe['fd_lenet_reconstruction'] = frechet.frechet_distance(
       *frechet.moments(classifier(2 * y - 1)[0]), *reference
     )

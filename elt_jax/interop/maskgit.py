@@ -66,7 +66,7 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     tree = msgpack.unpackb(
       path.read_bytes(), ext_hook=_array, raw=False, strict_map_key=True
     )
-  except (ValueError, msgpack.UnpackException) as e:
+  except (ValueError, TypeError, msgpack.UnpackException) as e:
     raise ValueError(
       f'{path} is not a whole flax-msgpack file ({e or type(e).__name__}): '
       'was the download interrupted?'
@@ -85,8 +85,9 @@ def _array(code: int, data: bytes) -> np.ndarray:
   if code != 1:
     raise ValueError(f'extension type {code} is not an array')
   shape, dtype, buffer = msgpack.unpackb(data, raw=False)
-  array = np.frombuffer(buffer, np.dtype(dtype))
-  return array.reshape(shape)
+  if not re.fullmatch(r'(float|int|uint)(8|16|32|64)', dtype):
+    raise ValueError(f'an array of dtype {dtype!r}')
+  return np.frombuffer(buffer, dtype).reshape(shape)
 
 
 def load(
@@ -112,6 +113,10 @@ def load(
         'path of a file to choose.'
       )
     path = found[0]
+  if not path.name.startswith('maskgit_'):
+    raise ValueError(
+      f'{path} must be named maskgit_*, with a tokenizer_* file beside it.'
+    )
   beside = path.with_name(path.name.replace('maskgit_', 'tokenizer_', 1))
   stage1, stage2 = read(beside), read(path)
   config = _config(path, stage2, beside, stage1)

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 Array = jax.Array
 
@@ -94,36 +93,15 @@ class Vocabulary:
     return 'null' in self.segments
 
   def class_ids(self, labels: Array) -> Array:
-    """Labels in [0, num_classes], the last one the null class -> ids."""
-    first, _ = self.segments['classes']
-    null, _ = self.segments.get('null', (first, 0))
-    return jnp.where(labels == self.num_classes, null, first + labels)
+    """Labels -> ids; num_classes is the null class, where there is one."""
+    ids = self.segments['classes'][0] + labels
+    if not self.has_null:
+      return ids
+    return jnp.where(labels == self.num_classes, self.segments['null'][0], ids)
 
   def sequence(self, tokens: Array, labels: Array) -> Array:
     """int32 [b, s] ids and [b] labels -> [b, 1 + s], the class in front."""
     return jnp.concatenate([self.class_ids(labels)[:, None], tokens], 1)
-
-  def rows_from(self, other: 'Vocabulary') -> np.ndarray:
-    """For each row of this table, the row of `other` that means the same.
-
-    `table_of_other[rows]` is then a table of this layout. A segment that
-    `other` lacks takes its mask row.
-
-    Raises:
-      ValueError: if codebook or classes differ in number.
-    """
-    sizes = lambda v: (v.codebook_size, v.num_classes)
-    if sizes(self) != sizes(other):
-      raise ValueError(
-        f'Vocabularies of {sizes(other)} and {sizes(self)} codes and classes '
-        'cannot be converted.'
-      )
-    rows = []
-    for name, (_, size) in self.segments.items():
-      first, there = other.segments.get(name, (other.mask_id, 0))
-      index = np.arange(size)
-      rows.append(np.where(index < there, first + index, other.mask_id))
-    return np.concatenate(rows)
 
 
 def build_vocabulary(config: Any) -> Vocabulary:

@@ -45,12 +45,15 @@ def usage(tokens: Array, codebook_size: int) -> Metrics:
 
 def psnr(x: Array, y: Array) -> Array:
   """Peak signal-to-noise ratio of images in [0, 1], in dB."""
-  return -10 * jnp.log10(jnp.mean(jnp.square(x - jnp.clip(y, 0, 1))))
+  mse = jnp.mean(jnp.square(x - jnp.clip(y, 0, 1)))
+  return -10 * jnp.log10(jnp.maximum(mse, 1e-10))
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerObjective:
-  """Weights of the terms; a term of weight 0 is not computed.
+  """Weights of the terms.
+
+  Entropy, perceptual and adversarial terms of weight 0 are not computed.
 
   Attributes:
     model: the tokenizer.
@@ -155,7 +158,8 @@ class TokenizerObjective:
 
     A code left behind by the encoder gets no gradient and never comes back by
     itself (Jukebox, arXiv 2005.00341, restarts them so). The batch should hold
-    several times as many tokens as there are codes.
+    several times as many tokens as there are codes; the optimizer's moments of
+    a code are kept.
     """
     if not self.restart_every_steps:
       return params

@@ -19,7 +19,7 @@ def build_sampler(config: Any, model: Any) -> Any:
 
 def guided_steps(config: Any, scale: float) -> np.ndarray:
   """bool [K]: the sampling steps that run the unconditional pass too."""
-  times, scales = _FAMILIES[config.model.family].guidance(config, scale)
+  times, scales = _FAMILIES[config.model.family].guidance_scales(config, scale)
   low, high = np.float32(
     [config.sample.guidance_low, config.sample.guidance_high]
   )

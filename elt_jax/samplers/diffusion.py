@@ -144,7 +144,7 @@ class DiffusionSampler:
     return alpha_s * x0 + kept * eps + sigma_s * jnp.sqrt(share) * noise()
 
 
-def guidance(config: Any, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def guidance_scales(config: Any, scale: float) -> tuple[np.ndarray, np.ndarray]:
   """(time, scale) of each sampling step, [K] each."""
   times = sampling_times(config.sample.num_steps)[:-1]
   return times, np.full_like(times, scale)

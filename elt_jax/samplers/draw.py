@@ -49,6 +49,7 @@ class Draw:
     self._guidance = s.guidance
     self._interval = (s.guidance_low, s.guidance_high)
     self._num_classes = config.data.num_classes
+    self._guidable = config.objective.label_dropout > 0
     self._sample = jax.jit(build_sampler(config, model))
     self.tokenizer = tokenizer
     self.num_steps = s.num_steps
@@ -77,8 +78,8 @@ class Draw:
       float32 [n, (f,) h, w, c] in the range of the training data.
 
     Raises:
-      ValueError: on labels, loops or guidance out of range, or a schedule
-        that is not of one loop count per step.
+      ValueError: on labels, loops, guidance or known tokens out of range, or
+        a schedule that is not of one loop count per step.
     """
     labels = np.asarray(labels, np.int32)
     if labels.min() < 0 or labels.max() >= self._num_classes:
@@ -96,6 +97,13 @@ class Draw:
     scale = self._guidance if guidance is None else guidance
     if not 0 <= scale < float('inf'):
       raise ValueError(f'guidance must be a number of at least 0, got {scale}.')
+    if scale != 1 and not self._guidable:
+      raise ValueError(
+        f'guidance = {scale}: this model was trained without dropped labels '
+        'and cannot be guided; use 1.'
+      )
+    if known is not None:
+      self._check_known(known, len(labels))
     batched = jax.NamedSharding(
       self._mesh, sharding.logical_to_spec(('batch',))
     )
@@ -119,3 +127,15 @@ class Draw:
       )
       out.append(self.tokenizer.decode(samples) if self.tokenizer else samples)
     return np.concatenate(jax.device_get(out))[: len(labels)]
+
+  def _check_known(self, known: np.ndarray, count: int) -> None:
+    if self.tokenizer is None:
+      raise ValueError('Known tokens are for masked models with a tokenizer.')
+    shape = (count, *self.tokenizer.grid)
+    codes = self.tokenizer.config.tokenizer.codebook_size
+    low, high = int(known.min()), int(known.max())
+    if known.shape != shape or low < -1 or high >= codes:
+      raise ValueError(
+        f'known must be {shape} with values in -1..{codes - 1}, got '
+        f'{known.shape} with {low}..{high}.'
+      )

@@ -54,7 +54,7 @@ class MaskedSampler:
     temperature_bias, temperature_scale: tokens are drawn from
       softmax(logits / (bias + scale (1 - r))).
     choice_temperature: tau of the confidence log p + tau (1 - r) Gumbel.
-    guidance_schedule: 'constant', 'linear' or 'powP'; see `guidance_ramp`.
+    guidance_schedule: 'constant', 'linear' or 'powcosP'; see `guidance_ramp`.
   """
 
   model: ELT
@@ -193,6 +193,8 @@ class MaskedSampler:
       # Classes, null and mask are no outcome of a draw.
       return logits[:, 1:, : self.vocabulary.codebook_size]
 
+    if not self.vocabulary.has_null:
+      return forward(ids, labels)
     active = (interval[0] <= at['time']) & (at['time'] <= interval[1])
     null = self.vocabulary.num_classes
     return guided(forward, ids, labels, null, at['scale'], active)
@@ -203,18 +205,23 @@ class MaskedSampler:
     The schedule's share of those to draw, but at least one until the last
     step and at least one fewer than now.
     """
-    left = jnp.floor(to_draw * at['ratio']).astype(jnp.int32)
+    # A product that is whole but for rounding counts as whole.
+    left = jnp.floor(to_draw * at['ratio'] + 1e-3).astype(jnp.int32)
     left = jnp.minimum(jnp.maximum(jnp.minimum(left, now - 1), 1), now)
     return jnp.where(at['k'] == self.num_steps - 1, 0, left)
 
   def _halton(self, keys: Array) -> Array:
     """Priorities [b, s]: earlier in the order is higher."""
     rank, s = halton_rank(self.grid), math.prod(self.grid)
-    begin = jax.vmap(lambda k: jax.random.randint(k, (), 0, s))(keys)
+    # Steps fold in 0..K-1.
+    draw = lambda key: jax.random.randint(
+      jax.random.fold_in(key, self.num_steps), (), 0, s
+    )
+    begin = jax.vmap(draw)(keys)
     return -((rank - begin[:, None]) % s).astype(jnp.float32)
 
 
-def guidance(config: Any, scale: float) -> tuple[np.ndarray, np.ndarray]:
+def guidance_scales(config: Any, scale: float) -> tuple[np.ndarray, np.ndarray]:
   """(time, scale) of each sampling step, [K] each."""
   k = config.sample.num_steps
   ramp = guidance_ramp(config.sample.guidance_schedule, k)
@@ -230,14 +237,15 @@ def guidance_ramp(schedule: str, num_steps: int) -> np.ndarray:
   """[K] float32: the scale at step k is 1 + (s - 1) ramp[k].
 
   'constant' 1; 'linear' k / (K - 1), nothing at first and all at last (Muse,
-  Halton-MaskGIT); 'powP' (1 - cos(pi (k / K)^P)) / 2 (MDT, arXiv 2303.14389).
+  Halton-MaskGIT), so nothing at all at K = 1; 'powcosP', as in 'powcos2',
+  (1 - cos(pi (k / K)^P)) / 2 (MDT, arXiv 2303.14389).
   """
   k = np.arange(num_steps, dtype=np.float32)
   if schedule == 'constant':
     return np.ones_like(k)
   if schedule == 'linear':
     return k / max(num_steps - 1, 1)
-  power = float(schedule.removeprefix('pow'))
+  power = float(schedule.removeprefix('powcos'))
   return (1 - np.cos(np.pi * (k / num_steps) ** power)) / 2
 
 

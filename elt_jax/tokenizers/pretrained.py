@@ -5,6 +5,7 @@ depends on it: a cache of tokens, and every workdir trained on that cache. So
 no later training of the tokenizer can change what old tokens mean.
 """
 
+from collections.abc import Callable
 import hashlib
 import json
 import pathlib
@@ -14,11 +15,14 @@ import zipfile
 from flax import linen as nn
 from flax import traverse_util
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
 import ml_collections
 import numpy as np
 
 from elt_jax import config as config_lib
-from elt_jax import files
+from elt_jax import files, sharding
+from elt_jax.mesh import build_mesh
 from elt_jax.tokenizers.vqgan import build_tokenizer
 
 # What decides the meaning of a token, besides the weights.
@@ -70,10 +74,11 @@ class Tokenizer:
     wanted.pop('discriminator', None)
     check_shapes('The tokenizer', self.params, wanted)
     self.fingerprint = _fingerprint(config, self.params)
+    self._on_device = jax.tree.map(jnp.asarray, self.params)
     self._encode = jax.jit(model.tokens)
     self._decode = jax.jit(lambda p, tokens: 2 * model.decode(p, tokens) - 1)
 
-  def encode(self, pixels: np.ndarray, batch_size: int = 100) -> np.ndarray:
+  def encode(self, pixels: np.ndarray, batch_size: int = 96) -> np.ndarray:
     """float32 [n, (f,) h, w, c] in [0, 1] -> int32 [n, *grid].
 
     Batches have one shape, the last one filled up.
@@ -86,23 +91,12 @@ class Tokenizer:
       raise ValueError(
         f'The tokenizer takes pixels in [0, 1], got [{low:.3g}, {high:.3g}].'
       )
-    size = min(batch_size, len(pixels))
-    tokens = []
-    for start in range(0, len(pixels), size):
-      index = np.minimum(np.arange(start, start + size), len(pixels) - 1)
-      tokens.append(jax.device_get(self._encode(self.params, pixels[index])))
-    return np.concatenate(tokens)[: len(pixels)]
+    encode = lambda part: self._encode(self._on_device, part)
+    return _in_batches(encode, pixels, batch_size)
 
-  def reconstruct(
-    self, pixels: np.ndarray, batch_size: int = 100
-  ) -> np.ndarray:
-    """[n, (f,) h, w, c] in [0, 1] -> the same, through tokens and back."""
-    tokens = self.encode(pixels, batch_size)
-    parts = [
-      jax.device_get(self.decode(tokens[start : start + batch_size]))
-      for start in range(0, len(tokens), batch_size)
-    ]
-    return (np.concatenate(parts) + 1) / 2
+  def reconstruct(self, tokens: np.ndarray, batch_size: int = 96) -> np.ndarray:
+    """int32 [n, *grid] -> float32 [n, (f,) h, w, c] in [0, 1]."""
+    return (_in_batches(self.decode, tokens, batch_size) + 1) / 2
 
   def decode(self, tokens: Any) -> jax.Array:
     """int32 [b, *grid] -> float32 [b, (f,) h, w, c] in [-1, 1].
@@ -116,7 +110,7 @@ class Tokenizer:
       raise ValueError(
         f'Tokens must be in 0..{size - 1}, the codebook; got {low}..{high}.'
       )
-    return self._decode(self.params, tokens)
+    return self._decode(self._on_device, tokens)
 
   def save(self, directory: str | pathlib.Path) -> None:
     """Writes config.json and weights.npz, weights first."""
@@ -127,6 +121,20 @@ class Tokenizer:
     files.write_text(directory / 'config.json', config_lib.to_json(self.config))
 
 
+def _in_batches(
+  function: Callable[[Any], jax.Array], x: np.ndarray, batch_size: int
+) -> np.ndarray:
+  """`function` over the first axis, in batches of one shape, on all devices."""
+  mesh = build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  batch_size = -(-batch_size // mesh.size) * mesh.size
+  batched = NamedSharding(mesh, sharding.logical_to_spec(('batch',)))
+  found = []
+  for start in range(0, len(x), batch_size):
+    index = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
+    found.append(jax.device_get(function(jax.device_put(x[index], batched))))
+  return np.concatenate(found)[: len(x)]
+
+
 def load(directory: str | pathlib.Path) -> Tokenizer:
   """What `Tokenizer.save` wrote.
 
@@ -135,9 +143,9 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
   """
   directory = pathlib.Path(directory)
   path = directory / 'weights.npz'
-  if not path.is_file():
+  if not path.is_file() or not (directory / 'config.json').is_file():
     raise ValueError(
-      f'{directory} holds no tokenizer (weights.npz and config.json).'
+      f'{directory} holds no tokenizer: weights.npz or config.json is missing.'
     )
   config = config_lib.load(directory)
   try:

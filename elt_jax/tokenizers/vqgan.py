@@ -126,9 +126,11 @@ class Decoder(nn.Module):
 def distances(z: Array, codebook: Array) -> Array:
   """Squared distances of [..., e] vectors to [v, e] codes: [n, v] float32."""
   z = z.reshape(-1, z.shape[-1]).astype(jnp.float32)
+  # A TPU's default precision would change which code is nearest.
+  product = jnp.dot(z, codebook.T, precision='highest')
   return (
     jnp.sum(jnp.square(z), 1, keepdims=True)
-    - 2 * z @ codebook.T
+    - 2 * product
     + jnp.sum(jnp.square(codebook), 1)
   )
 
