@@ -30,6 +30,7 @@ from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers.draw import Draw
 from elt_jax.tokenizers import pretrained
+from elt_jax.validation import validate
 
 log = logging.getLogger('elt_jax.sample')
 
@@ -97,7 +98,7 @@ def _resolve(
     config.sample.num_steps = steps
   if method is not None:
     config.sample.method = method
-  return config_lib.validate(config)
+  return validate(config)
 
 
 def load_tokenizer(workdir: str) -> tuple[pretrained.Tokenizer, int]:
@@ -146,34 +147,26 @@ def edit_columns(
 def main(args: flags.FlagValues) -> None:
   loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   out = pathlib.Path(cli.required(args, 'out'))
-  if out.suffix != '.png':
-    raise ValueError(f'--out must end in .png, got {out}.')
-  if args.num < 1:
-    raise ValueError(f'--num must be at least 1, got {args.num}.')
-  if (args.edit is None) != (args.mask is None):
-    raise ValueError('--edit and --mask go together: an image, and what of it')
-  if args.maskgit and args.workdir:
-    raise ValueError('--workdir and --maskgit: give one of them.')
+  _check(args, out)
   if args.maskgit:
     source, read = args.maskgit, load_maskgit
   else:
     source, read = cli.workdir(args), load
   config, draw, params, step = read(source, args.num, args.steps, args.method)
   loops = loops or [config.model.max_loops]
-  last = config.data.num_classes - 1
-  classes = list(range(last + 1))
+  classes = list(range(config.data.num_classes))
   if args.labels is not None:
-    classes = cli.parse_integers('labels', args.labels, 0, last)
+    classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
   labels = np.resize(classes, args.num)
-  known, left = None, np.empty(0)
+  known, front = None, np.empty(0)
   if args.edit:
-    known, left = edit_columns(draw, config, args.edit, args.mask)
+    known, front = edit_columns(draw, config, args.edit, args.mask)
     known = np.broadcast_to(known, (args.num, *known.shape))
-  rows = []
+  cells = []
   for count in loops:
     began = time.monotonic()
     samples = draw(params, labels, count, args.seed, args.guidance, known)
-    rows += [*left, *viz.to_uint8(samples)]
+    cells += [*front, *viz.to_uint8(samples)]
     log.info(
       '%d samples at %d loops, %d steps: %.1f s.',
       args.num,
@@ -181,14 +174,29 @@ def main(args: flags.FlagValues) -> None:
       draw.num_steps,
       time.monotonic() - began,
     )
-  columns = args.num + len(left)
+  columns = args.num + len(front)
   if len(loops) == 1 and not args.edit:
     columns = math.ceil(math.sqrt(args.num))
-  viz.save_png(out, viz.grid(np.stack(rows), columns), scale=args.scale)
+  viz.save_png(out, viz.grid(np.stack(cells), columns), scale=args.scale)
+  shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
-    f'{out}: step {step}, loops {loops} from top to bottom, '
-    f'classes {classes[:20]}{"..." if len(classes) > 20 else ""} in turn'
+    f'{out}: step {step}, loops {loops} from top to bottom, classes {shown} '
+    'in turn'
   )
+
+
+def _check(args: flags.FlagValues, out: pathlib.Path) -> None:
+  """What can be refused before anything is read."""
+  if out.suffix != '.png':
+    raise ValueError(f'--out must end in .png, got {out}.')
+  if args.num < 1:
+    raise ValueError(f'--num must be at least 1, got {args.num}.')
+  if (args.edit is None) != (args.mask is None):
+    raise ValueError(
+      '--edit and --mask go together: a picture, and what of it is drawn anew.'
+    )
+  if args.maskgit and args.workdir:
+    raise ValueError('--workdir and --maskgit: give one of them.')
 
 
 def _define(values: flags.FlagValues) -> None:

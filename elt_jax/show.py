@@ -20,11 +20,12 @@ from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
 from elt_jax.models import build_model
 from elt_jax.samplers import guided_steps
+from elt_jax.validation import validate
 
 
 def show(config: config_lib.ConfigDict) -> str:
   """The report, as text; nothing is allocated on a device."""
-  config = config_lib.validate(config)
+  config = validate(config)
   mesh = mesh_lib.build_mesh(config.mesh)
   mesh_lib.check_batch(config, mesh)
   model = build_model(config, mesh)

@@ -11,6 +11,7 @@ the tokenizer. Killed and started again, the command goes on where it was.
 """
 
 from concurrent import futures
+import functools
 import pathlib
 from typing import Any
 
@@ -46,23 +47,22 @@ def tokenize(
   tokenizer.save(out / 'tokenizer')
   with (
     tqdm(total=sum(counts.values()), unit='example') as progress,
-    futures.ThreadPoolExecutor(
-      max(tokenizer.config.data.num_threads, 1)
-    ) as pool,
+    futures.ThreadPoolExecutor() as readers,
   ):
     for split, source in data.items():
+      read = functools.partial(readers.map, source.__getitem__)
       for n, path in enumerate(token_cache.shards(out, metadata, split)):
-        start, stop = n * per_shard, min((n + 1) * per_shard, len(source))
-        if not path.exists():
-          parts = []
-          for first in range(start, stop, batch_size):
-            index = range(first, min(first + batch_size, stop))
-            examples = list(pool.map(source.__getitem__, index))
-            parts.append(_encode(tokenizer, examples, batch_size))
-            progress.update(len(index))
-          token_cache.write_shard(path, *map(np.concatenate, zip(*parts)))
-        else:
-          progress.update(stop - start)
+        index = range(len(source))[n * per_shard : (n + 1) * per_shard]
+        if path.exists():
+          progress.update(len(index))
+          continue
+        parts = []
+        for first in range(0, len(index), batch_size):
+          examples = list(read(index[first : first + batch_size]))
+          parts.append(_encode(tokenizer, examples, batch_size))
+          progress.update(len(examples))
+        tokens, labels = map(np.concatenate, zip(*parts, strict=True))
+        token_cache.write_shard(path, tokens, labels)
   token_cache.finish(out, metadata)
   return metadata
 

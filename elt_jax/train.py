@@ -39,6 +39,7 @@ from elt_jax.progress import Progress
 from elt_jax.tokenizers import pretrained
 from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.train_step import batch_sharding, build_train_step
+from elt_jax.validation import validate
 
 log = logging.getLogger('elt_jax.train')
 
@@ -50,7 +51,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     ValueError: on a config, data source or workdir that does not fit.
     FloatingPointError: on a loss, term or norm that is not finite.
   """
-  config = config_lib.validate(config)
+  config = validate(config)
 
   # ---- Mesh, model, data -----------------------------------------------------
   mesh = mesh_lib.build_mesh(config.mesh)

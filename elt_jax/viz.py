@@ -77,6 +77,14 @@ def elastic_figure(
       lw=1,
       label='floor: real data',
     )
+    if 'fd_lenet_reconstruction' in recipe:
+      axis.axhline(
+        recipe['fd_lenet_reconstruction'],
+        color='tab:blue',
+        ls='--',
+        lw=1,
+        label='real data through the tokenizer',
+      )
     axis.set_xlabel(label)
     axis.set_ylabel('fd_lenet (lower is better)', color='tab:blue')
     axis.set_ylim(bottom=0)

@@ -10,6 +10,7 @@ import pytest
 
 from configs.base import get_base
 from elt_jax import config as config_lib
+from elt_jax import validation
 
 MASKED = {
   'model.family': 'masked',
@@ -96,21 +97,21 @@ def test_values_that_do_not_fit_are_named(changes, message):
   for key, value in changes.items():
     config.update_from_flattened_dict({key: value})
   with pytest.raises(ValueError, match=message):
-    config_lib.validate(config)
+    validation.validate(config)
 
 
 def test_unlooped_baseline_is_one_loop_without_exits():
   config = get_base()
   config.model.max_loops, config.objective.exits = 1, 'none'
-  assert config_lib.validate(config).is_locked
+  assert validation.validate(config).is_locked
 
 
 def test_every_checked_key_exists():
   config = get_base()
-  for key in (*config_lib._CHOICES, *config_lib._RANGES):
-    config_lib.lookup(config, key)
+  for key in (*validation.CHOICES, *validation.RANGES):
+    validation.lookup(config, key)
   for key in config_lib.RESUMABLE:
-    config_lib.lookup(config, key.removesuffix('.'))
+    validation.lookup(config, key.removesuffix('.'))
 
 
 def test_workdir_remembers_its_config_and_refuses_another(tmp_path, config):
@@ -157,7 +158,7 @@ def experiments() -> list:
 
 @pytest.mark.parametrize('module,variant', experiments())
 def test_every_experiment_is_valid_and_says_how_to_run_it(module, variant):
-  config = config_lib.validate(module.get_config(variant))
+  config = validation.validate(module.get_config(variant))
   keys = lambda c: set(c.to_dict() | dict(config_lib._flat(c)))
   assert keys(config) == keys(get_base())
   assert f'configs/{module.__name__}.py' in module.__doc__
@@ -173,6 +174,7 @@ def test_modules_import_only_from_those_before_them():
   """Data flows one way: config, data, model, objective, step, evaluation."""
   order = [
     'files',
+    'validation',
     'config',
     'mesh',
     'sharding',

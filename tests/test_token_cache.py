@@ -8,12 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from elt_jax import config as config_lib
 from elt_jax import tokenize
 from elt_jax.data import pipeline, sources, token_cache
 from elt_jax.models import build_model
 from elt_jax.tokenizers import pretrained
 from elt_jax.train import keep_tokenizer
+from elt_jax.validation import validate
 from tests.conftest import tiny_config
 from tests.helpers import masked_config
 
@@ -24,7 +24,7 @@ def make_tokenizer(seed=0):
   model = build_model(config)
   init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
   params = jax.jit(init)(jax.random.key(seed))
-  return pretrained.Tokenizer(config_lib.validate(config), params)
+  return pretrained.Tokenizer(validate(config), params)
 
 
 @pytest.fixture(scope='module')

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_jax import config as config_lib
 from elt_jax import optim
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective, tokenizer
 from elt_jax.tokenizers import perceptual, vqgan
 from elt_jax.tokenizers.discriminator import blur_down
+from elt_jax.validation import validate
 from tests.conftest import tiny_config
 from tests.helpers import make_batch, masked_config
 
@@ -42,7 +42,7 @@ def test_three_axes_are_a_config_away():
   config = tokenizer_config()
   config.data.num_frames = 4
   config.tokenizer.temporal_downsample = (True, False)
-  config = config_lib.validate(config)
+  config = validate(config)
   model = build_model(config)
   assert model.grid == vqgan.token_grid(config) == (2, 4, 4)
 
@@ -71,7 +71,7 @@ def test_shapes_that_do_not_fit(changes, message):
   config = tokenizer_config()
   config.update_from_flattened_dict(changes)
   with pytest.raises(ValueError, match=message):
-    config_lib.validate(config)
+    validate(config)
 
 
 def test_the_nearest_code_is_taken(trained):

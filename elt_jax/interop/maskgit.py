@@ -19,9 +19,9 @@ import msgpack
 import numpy as np
 
 from configs.base import get_base
-from elt_jax import config as config_lib
 from elt_jax.models import build_model
 from elt_jax.tokenizers.pretrained import Tokenizer, check_shapes
+from elt_jax.validation import validate
 
 # theirs -> ours, outside the layers and within one.
 _OUTSIDE = {
@@ -175,7 +175,7 @@ def _config(
       'batch_size': 8,
     }
   )
-  return config_lib.validate(c)
+  return validate(c)
 
 
 def _tokenizer_sizes(

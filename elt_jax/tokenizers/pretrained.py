@@ -24,6 +24,7 @@ from elt_jax import config as config_lib
 from elt_jax import files, sharding
 from elt_jax.mesh import build_mesh
 from elt_jax.tokenizers.vqgan import build_tokenizer
+from elt_jax.validation import lookup
 
 # What decides the meaning of a token, besides the weights.
 STRUCTURE = (
@@ -42,7 +43,7 @@ STRUCTURE = (
 
 def structure(config: Any) -> dict[str, Any]:
   """The values of `STRUCTURE`."""
-  return {key: config_lib.lookup(config, key) for key in STRUCTURE}
+  return {key: lookup(config, key) for key in STRUCTURE}
 
 
 class Tokenizer:

@@ -1,0 +1,260 @@
+"""Which values of a config are allowed, alone and together."""
+
+import re
+from typing import Any
+
+import ml_collections
+
+ConfigDict = ml_collections.ConfigDict
+
+CHOICES = {
+  'model.family': ('diffusion', 'masked', 'tokenizer'),
+  'model.dtype': ('float32', 'bfloat16'),
+  'model.remat': ('none', 'layer', 'loop', 'dots'),
+  'model.norm': ('post', 'pre'),
+  'objective.exits': ('ilsd', 'none', 'all'),
+  'objective.prediction': ('v', 'x0', 'eps'),
+  'objective.weighting': ('sigmoid', 'v'),
+  'objective.reduction': ('sample', 'batch'),
+  'tokenizer.reconstruction': ('l2', 'l1'),
+  'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
+  'sample.method': ('ddim', 'ddpm', 'confidence', 'halton'),
+}
+
+# (low, high), both allowed; None is no bound.
+RANGES = {
+  'model.width': (4, None),
+  'model.num_layers': (1, None),
+  'model.max_loops': (1, None),
+  'model.num_heads': (1, None),
+  'model.patch_size': (1, None),
+  'model.patch_frames': (1, None),
+  'model.dropout': (0.0, 0.99),
+  'objective.label_dropout': (0.0, 1.0),
+  'objective.label_smoothing': (0.0, 1.0),
+  'objective.unmasked_weight': (0.0, None),
+  'data.image_size': (1, None),
+  'data.num_channels': (1, None),
+  'data.num_frames': (1, None),
+  'data.num_classes': (1, None),
+  'data.num_threads': (0, None),
+  'tokenizer.filters': (1, None),
+  'tokenizer.num_res_blocks': (1, None),
+  'tokenizer.norm_groups': (1, None),
+  'tokenizer.codebook_size': (2, None),
+  'tokenizer.embedding_dim': (1, None),
+  'tokenizer.commitment': (0.0, None),
+  'tokenizer.entropy': (0.0, None),
+  'tokenizer.entropy_temperature': (1e-6, None),
+  'tokenizer.restart_every_steps': (0, None),
+  'tokenizer.perceptual': (0.0, None),
+  'tokenizer.adversarial': (0.0, None),
+  'tokenizer.r1': (0.0, None),
+  'tokenizer.discriminator_filters': (1, None),
+  'tokenizer.discriminator_learning_rate': (0.0, None),
+  'optim.learning_rate': (0.0, None),
+  'optim.warmup_steps': (0, None),
+  'optim.clip_norm': (0.0, None),
+  'optim.ema_decay': (0.0, 1.0),
+  'optim.weight_decay': (0.0, None),
+  'train.num_steps': (1, None),
+  'train.batch_size': (1, None),
+  'train.accumulate_steps': (1, None),
+  'train.log_every_steps': (1, None),
+  'train.sample_every_steps': (0, None),
+  'checkpoint.every_steps': (1, None),
+  'checkpoint.keep': (1, None),
+  'checkpoint.keep_every_steps': (0, None),
+  'sample.num_steps': (1, None),
+  'sample.batch_size': (1, None),
+  'sample.guidance': (0.0, None),
+  'sample.temperature_bias': (1e-3, None),
+  'sample.temperature_scale': (0.0, None),
+  'sample.choice_temperature': (0.0, None),
+}
+
+
+def lookup(config: ConfigDict, key: str) -> Any:
+  """The value at a dotted key."""
+  for part in key.split('.'):
+    config = config[part]
+  return config
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+  """Checks every field that has a range and every pair that must agree.
+
+  Returns:
+    The same config, locked.
+
+  Raises:
+    ValueError: naming the key, its value, and what was expected.
+  """
+  for key, allowed in CHOICES.items():
+    if (value := lookup(config, key)) not in allowed:
+      raise ValueError(f'config.{key} must be one of {allowed}, got {value!r}.')
+  for key, (low, high) in RANGES.items():
+    value = lookup(config, key)
+    # Written so that NaN fails too.
+    if not (low <= value and (high is None or value <= high)):
+      bound = f'at least {low}' if high is None else f'in [{low}, {high}]'
+      raise ValueError(f'config.{key} must be {bound}, got {value}.')
+
+  _validate_training(config)
+  if config.model.family != 'tokenizer':
+    _validate_loops(config)
+    _validate_guidance(config)
+  if config.model.family == 'diffusion':
+    _validate_diffusion(config)
+  else:
+    _validate_tokenizer(config)
+  if config.model.family == 'masked':
+    _validate_masked(config)
+  return config.lock()
+
+
+def _validate_training(config: ConfigDict) -> None:
+  t, channels = config.train, config.data.num_channels
+  if t.batch_size % t.accumulate_steps:
+    raise ValueError(
+      f'train.batch_size = {t.batch_size} must be a multiple of '
+      f'train.accumulate_steps = {t.accumulate_steps}.'
+    )
+  if t.sample_every_steps and channels not in (1, 3):
+    raise ValueError(
+      f'train.sample_every_steps = {t.sample_every_steps} draws pictures, '
+      f'which need 1 or 3 channels, not {channels}.'
+    )
+
+
+def _validate_loops(config: ConfigDict) -> None:
+  m, o = config.model, config.objective
+  if m.width % m.num_heads:
+    raise ValueError(
+      f'model.width = {m.width} must be a multiple of model.num_heads = '
+      f'{m.num_heads}.'
+    )
+  if o.exits != 'none' and not 1 <= o.min_loops < m.max_loops:
+    raise ValueError(
+      f'objective.exits = {o.exits!r} needs 1 <= objective.min_loops < '
+      f'model.max_loops, got {o.min_loops} and {m.max_loops}; a model of '
+      "one loop trains with objective.exits = 'none'."
+    )
+
+
+def _validate_guidance(config: ConfigDict) -> None:
+  m, o, s = config.model, config.objective, config.sample
+  methods = {
+    'diffusion': ('ddim', 'ddpm'),
+    'masked': ('confidence', 'halton'),
+  }[m.family]
+  if s.method not in methods:
+    raise ValueError(
+      f'sample.method of a {m.family} model must be one of {methods}, got '
+      f'{s.method!r}.'
+    )
+  if o.label_dropout == 0 and s.guidance != 1:
+    raise ValueError(
+      f'sample.guidance = {s.guidance} needs objective.label_dropout > 0: '
+      'without it the unconditional class is never trained. Set '
+      'sample.guidance=1.'
+    )
+  if (
+    m.family == 'masked'
+    and o.label_dropout
+    and ('null' not in m.vocabulary.split('|'))
+  ):
+    raise ValueError(
+      f'objective.label_dropout = {o.label_dropout} needs a null class in '
+      f'model.vocabulary, got {m.vocabulary!r}.'
+    )
+  if not 0 <= s.guidance_low <= s.guidance_high <= 1:
+    raise ValueError(
+      'sample.guidance_low and sample.guidance_high must satisfy 0 <= low '
+      f'<= high <= 1, got {s.guidance_low} and {s.guidance_high}.'
+    )
+
+
+def _validate_diffusion(config: ConfigDict) -> None:
+  m, o, d = config.model, config.objective, config.data
+  if m.width % 4:
+    raise ValueError(f'model.width must be a multiple of 4, got {m.width}.')
+  if d.image_size % m.patch_size:
+    raise ValueError(
+      f'data.image_size = {d.image_size} must be a multiple of '
+      f'model.patch_size = {m.patch_size}.'
+    )
+  if d.num_frames % m.patch_frames:
+    raise ValueError(
+      f'data.num_frames = {d.num_frames} must be a multiple of '
+      f'model.patch_frames = {m.patch_frames}.'
+    )
+  if o.logsnr_min >= o.logsnr_max:
+    raise ValueError(
+      'objective.logsnr_min must be below objective.logsnr_max, got '
+      f'{o.logsnr_min} and {o.logsnr_max}.'
+    )
+
+
+def _validate_masked(config: ConfigDict) -> None:
+  for key, first, power in (
+    ('objective.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
+    ('sample.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
+    ('sample.guidance_schedule', ('constant', 'linear'), 'powcos'),
+  ):
+    value = lookup(config, key)
+    number = re.fullmatch(rf'{power}(\d+\.?\d*)', value)
+    if value not in first and not (number and float(number[1]) > 0):
+      raise ValueError(
+        f"config.{key} must be one of {first} or '{power}P' with a positive "
+        f"number P, as in '{power}2.5'; got {value!r}."
+      )
+  if config.data.flip:
+    raise ValueError(
+      'data.flip mirrors images, and a masked model trains on tokens: set '
+      'data.flip=False.'
+    )
+
+
+def _validate_tokenizer(config: ConfigDict) -> None:
+  """The tokenizer's shape, of tokenizers and of masked models."""
+  t, d = config.tokenizer, config.data
+  halvings = len(t.channel_multipliers) - 1
+  if halvings < 0 or min(t.channel_multipliers) < 1:
+    raise ValueError(
+      'tokenizer.channel_multipliers must be positive integers, one per '
+      f'level, got {t.channel_multipliers}.'
+    )
+  for multiplier in t.channel_multipliers:
+    if t.filters * multiplier % t.norm_groups:
+      raise ValueError(
+        f'A width of the tokenizer, tokenizer.filters x {multiplier} = '
+        f'{t.filters * multiplier}, must be a multiple of '
+        f'tokenizer.norm_groups = {t.norm_groups}.'
+      )
+  if d.image_size % 2**halvings:
+    raise ValueError(
+      f'data.image_size = {d.image_size} must be a multiple of '
+      f'{2**halvings}: tokenizer.channel_multipliers has {halvings} halvings.'
+    )
+  if t.perceptual and (d.num_channels not in (1, 3) or d.image_size < 16):
+    raise ValueError(
+      f'tokenizer.perceptual = {t.perceptual} compares images of 1 or 3 '
+      f'channels and at least 16 pixels, not {d.num_channels} and '
+      f'{d.image_size}.'
+    )
+  if t.perceptual and not t.perceptual_weights:
+    raise ValueError(
+      f'tokenizer.perceptual = {t.perceptual} needs '
+      'tokenizer.perceptual_weights, a file of torchvision VGG-16 weights; '
+      '0 turns it off.'
+    )
+  if d.num_frames == 1:
+    return
+  halved = t.temporal_downsample
+  if len(halved) != halvings or d.num_frames % 2 ** sum(halved):
+    raise ValueError(
+      f'tokenizer.temporal_downsample = {halved} must say of each of the '
+      f'{halvings} halvings whether it halves frames, and data.num_frames = '
+      f'{d.num_frames} must divide by them.'
+    )
