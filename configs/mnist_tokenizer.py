@@ -8,7 +8,8 @@
 
 Two CPU cores: 2.5 minutes. Expect, on the 500 held-out digits, a PSNR of 23.8
 dB, all 128 codes in use, and a LeNet that reads the reconstructions right in
-0.96 of the cases (0.97 of the originals). The digits, 28 pixels wide, are padded to 32.
+0.96 of the cases (0.97 of the originals). The digits, 28 pixels wide, are
+padded to 32.
 """
 
 import ml_collections

@@ -8,6 +8,7 @@ from PIL import Image
 import pytest
 
 from elt_jax import edit, evaluate, sample, tokenize
+from elt_jax.data import token_cache
 from elt_jax.evals import reconstruction
 from tests.test_commands import metrics, picture_size, run
 from tests.test_maskgit import FILES, seeded, write
@@ -250,3 +251,24 @@ def test_public_checkpoints_are_sampled(tmp_path):
     '--scale=1',
   )
   assert picture_size(out) == (2 * 18 + 2, 2 * 18 + 2)
+
+
+def test_public_tokenizers_make_caches(tmp_path):
+  for name in FILES:
+    write(tmp_path, name, seeded(name))
+  images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+  arrays = {'image': images[:8], 'label': np.arange(8)}
+  arrays |= {'test_image': images[8:], 'test_label': np.arange(4)}
+  np.savez(tmp_path / 'images.npz', **arrays)
+  values = flags.FlagValues()
+  tokenize._define(values)
+  out = tmp_path / 'tokens'
+  args = (f'--maskgit={tmp_path}', f'--source=npz:{tmp_path}/images.npz')
+  values(['tokenize', *args, f'--out={out}', '--batch_size=5'])
+  tokenize.main(values)
+  source = token_cache.TokenSource(out, 'train')
+  want = source.tokenizer.encode(images[:8] / np.float32(255))
+  assert len(source) == 8
+  for i in range(8):
+    np.testing.assert_array_equal(source[i]['tokens'], want[i])
+    assert source[i]['label'] == i
