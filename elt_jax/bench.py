@@ -23,8 +23,7 @@ from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.samplers import build_sampler
 from elt_jax.samplers.draw import Draw
-from elt_jax.samplers.masked import DecodeState
-from elt_jax.train_step import batch_sharding, build_train_step
+from elt_jax.train_step import build_train_step
 
 
 def in_turn(
@@ -59,7 +58,7 @@ class Step:
     )
     source = sources.load_source(config, 'train')
     batch = next(iter(pipeline.build_dataset(config, source)))
-    self._batch = jax.device_put(batch, batch_sharding(mesh))
+    self._batch = jax.device_put(batch, sharding.batch_sharding(mesh))
     self._step = build_train_step(
       config, build_objective(config, model), optimizer, mesh, shardings
     )
@@ -158,9 +157,7 @@ def report_decoding(rounds: int) -> None:
   labels, whole = jnp.zeros(1, jnp.int32), jnp.array([0.0, 1.0])
   decode, step = jax.jit(sampler), jax.jit(sampler.step)
   schedule = jax.device_get(sampler.schedule(jnp.int32(1), jnp.float32(1)))
-  masked = DecodeState(
-    jnp.full((1, 256), sampler.vocabulary.mask_id), jnp.array([256])
-  )
+  masked = sampler.start(jnp.full((1, 16, 16), -1))
 
   def in_python():
     state = masked

@@ -53,6 +53,23 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
   )
 
 
+def add_maskgit(values: flags.FlagValues) -> None:
+  """--maskgit, which stands in the place of --workdir."""
+  flags.DEFINE_string(
+    'maskgit',
+    None,
+    'Public MaskGIT checkpoint, in place of --workdir.',
+    flag_values=values,
+  )
+
+
+def maskgit(args: flags.FlagValues) -> str | None:
+  """--maskgit, or None; refused beside --workdir."""
+  if args.maskgit and args.workdir:
+    raise ValueError('--workdir and --maskgit: give one of them.')
+  return args.maskgit
+
+
 def required(args: flags.FlagValues, name: str) -> Any:
   """The value of a flag that must be given."""
   if (value := args[name].value) in (None, ''):

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from elt_jax.data.folders import open_image
+from elt_jax.data.transforms import to_zero_one
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 
@@ -45,7 +46,7 @@ def known_tokens(
   Raises:
     ValueError: if no token, or every token, is to be drawn.
   """
-  tokens = tokenizer.encode(image[None].astype(np.float32) / 255)[0]
+  tokens = tokenizer.encode(to_zero_one(image[None]))[0]
   h, w = tokens.shape
   cells = mask.reshape(h, mask.shape[0] // h, w, mask.shape[1] // w)
   redraw = cells.any((1, 3))

@@ -1,10 +1,13 @@
-"""Writing files so that a failure leaves the old one or none."""
+"""Files written whole or not at all, and arrays read without pickle."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import os
 import pathlib
 import tempfile
+import zipfile
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -32,3 +35,25 @@ def write_text(path: str | pathlib.Path, text: str) -> None:
   """Writes `text` whole or not at all."""
   with replacing(path) as temporary:
     temporary.write_text(text)
+
+
+def read_npz(
+  path: str | pathlib.Path, names: Sequence[str] | None = None
+) -> dict[str, np.ndarray]:
+  """The arrays of an .npz file: all, or those of `names`, which must be there.
+
+  Raises:
+    OSError: if there is no such file.
+    ValueError: if it is damaged, holds pickled objects, or lacks an array.
+  """
+  path = pathlib.Path(path)
+  try:
+    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
+      stored = arrays.files
+      wanted = stored if names is None else names
+      found = {name: arrays[name] for name in wanted if name in stored}
+  except (ValueError, EOFError, zipfile.BadZipFile) as e:
+    raise ValueError(f'{path} is not a readable .npz file: {e}') from e
+  if missing := [name for name in wanted if name not in stored]:
+    raise ValueError(f'{path} lacks {missing}; it has {stored}.')
+  return found

@@ -12,23 +12,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from elt_jax.models import grid
 from elt_jax.models.vocabulary import build_vocabulary
 from elt_jax.samplers import guided_steps
-from elt_jax.tokenizers.vqgan import token_grid
 
 
 def count_params(params: Any) -> int:
   """Number of parameters of a tree of arrays or of abstract arrays."""
   return sum(math.prod(x.shape) for x in jax.tree.leaves(params))
-
-
-def grid(config: Any) -> tuple[int, ...]:
-  """The tokens of one example along each axis, (f, h, w) or (h, w)."""
-  if config.model.family == 'masked':
-    return token_grid(config)
-  m, d = config.model, config.data
-  side = d.image_size // m.patch_size
-  return (d.num_frames // m.patch_frames, side, side)
 
 
 def num_tokens(config: Any) -> int:

@@ -41,6 +41,11 @@ def build_mesh(
   )
 
 
+def data_mesh() -> Mesh:
+  """Every device on the `data` axis: for work that only splits its batch."""
+  return build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+
+
 def batch_shards(mesh: Mesh) -> int:
   """Over how many shards a batch is split."""
   return mesh.shape['data'] * mesh.shape['fsdp']

@@ -45,7 +45,7 @@ def restore(
   """
   config = config_lib.load(workdir)
   # The mesh of the training machine need not exist here.
-  mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  mesh = mesh_lib.data_mesh()
   model = build_model(config, mesh)
   abstract, specs = train_state.param_specs(model, mesh)
   like = sharding.with_shardings(abstract, sharding.to_shardings(specs, mesh))
@@ -121,7 +121,7 @@ def load_maskgit(
   """As `load`, of a public MaskGIT checkpoint; see `interop.maskgit.load`."""
   config, params, tokenizer = maskgit.load(path)
   config = _resolve(config, steps, method)
-  mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  mesh = mesh_lib.data_mesh()
   model = build_model(config, mesh)
   batch_size = min(num, config.sample.batch_size)
   return config, Draw(config, model, mesh, batch_size, tokenizer), params, 0
@@ -148,11 +148,11 @@ def main(args: flags.FlagValues) -> None:
   loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   out = pathlib.Path(cli.required(args, 'out'))
   _check(args, out)
-  if args.maskgit:
-    source, read = args.maskgit, load_maskgit
+  if path := cli.maskgit(args):
+    read = load_maskgit
   else:
-    source, read = cli.workdir(args), load
-  config, draw, params, step = read(source, args.num, args.steps, args.method)
+    path, read = cli.workdir(args), load
+  config, draw, params, step = read(path, args.num, args.steps, args.method)
   loops = loops or [config.model.max_loops]
   classes = list(range(config.data.num_classes))
   if args.labels is not None:
@@ -195,8 +195,6 @@ def _check(args: flags.FlagValues, out: pathlib.Path) -> None:
     raise ValueError(
       '--edit and --mask go together: a picture, and what of it is drawn anew.'
     )
-  if args.maskgit and args.workdir:
-    raise ValueError('--workdir and --maskgit: give one of them.')
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -210,9 +208,7 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'mask', None, 'Picture: white is drawn anew.', flag_values=values
   )
-  flags.DEFINE_string(
-    'maskgit', None, 'Directory of a MaskGIT checkpoint.', flag_values=values
-  )
+  cli.add_maskgit(values)
   flags.DEFINE_string(
     'out', 'samples.png', 'Picture to write.', flag_values=values
   )

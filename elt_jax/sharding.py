@@ -52,6 +52,11 @@ def logical_to_spec(names: Sequence[str | None]) -> P:
   return P(*axes)
 
 
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Examples over `data` and `fsdp`."""
+  return NamedSharding(mesh, logical_to_spec(('batch',)))
+
+
 def constrain(
   x: jax.Array, names: Sequence[str | None], mesh: Mesh
 ) -> jax.Array:

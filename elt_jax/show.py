@@ -18,7 +18,7 @@ import jax
 from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
-from elt_jax.models import build_model
+from elt_jax.models import build_model, grid
 from elt_jax.samplers import guided_steps
 from elt_jax.validation import validate
 
@@ -35,7 +35,7 @@ def show(config: config_lib.ConfigDict) -> str:
   t = config.train
   examples = t.batch_size // mesh_lib.batch_shards(mesh)
   if config.model.family == 'masked':
-    example = f'tokens {(t.batch_size, *flops.grid(config))}'
+    example = f'tokens {(t.batch_size, *grid(config))}'
   else:
     example = f'image {(t.batch_size, *config_lib.sample_shape(config))}'
   looped = config.model.family != 'tokenizer'

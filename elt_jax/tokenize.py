@@ -81,10 +81,8 @@ def main(args: flags.FlagValues) -> None:
   for name in ('batch_size', 'examples_per_shard'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')
-  if args.maskgit and args.workdir:
-    raise ValueError('--workdir and --maskgit: give one of them.')
-  if args.maskgit:
-    _, _, tokenizer = maskgit.load(args.maskgit)
+  if path := cli.maskgit(args):
+    _, _, tokenizer = maskgit.load(path)
   else:
     tokenizer, _ = sample.load_tokenizer(cli.workdir(args))
   if args.source:
@@ -101,9 +99,7 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'A trained tokenizer.', flag_values=values
   )
-  flags.DEFINE_string(
-    'maskgit', None, 'Directory of a MaskGIT checkpoint.', flag_values=values
-  )
+  cli.add_maskgit(values)
   flags.DEFINE_string(
     'source',
     None,

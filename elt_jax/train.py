@@ -38,7 +38,7 @@ from elt_jax.preview import build_preview
 from elt_jax.progress import Progress
 from elt_jax.tokenizers import pretrained
 from elt_jax.tokenizers.pretrained import Tokenizer
-from elt_jax.train_step import batch_sharding, build_train_step
+from elt_jax.train_step import build_train_step
 from elt_jax.validation import validate
 
 log = logging.getLogger('elt_jax.train')
@@ -100,7 +100,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
       return
     train_step = build_train_step(config, objective, optimizer, mesh, shardings)
     batches = pipeline.batches(
-      dataset, batch_sharding(mesh), start, config.data.num_threads
+      dataset, sharding.batch_sharding(mesh), start, config.data.num_threads
     )
     preview = None
     if config.train.sample_every_steps:

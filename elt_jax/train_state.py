@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from elt_jax import sharding
+from elt_jax.keys import random_stream
 
 
 @struct.dataclass
@@ -32,12 +33,6 @@ class TrainState:
   params: Any
   opt_state: Any
   ema: Any
-
-
-def random_stream(seed: int, use: str) -> jax.Array:
-  """The key of one use of a seed: 'init', 'train', 'sample' or 'update'."""
-  number = ('init', 'train', 'sample', 'update').index(use)
-  return jax.random.fold_in(jax.random.key(seed), number)
 
 
 def _init(model: Any, optimizer: optax.GradientTransformation):

@@ -10,17 +10,13 @@ from jax.sharding import PartitionSpec as P
 import optax
 
 from elt_jax import optim, sharding
-from elt_jax.train_state import TrainState, random_stream
+from elt_jax.keys import random_stream
+from elt_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
 TrainStep = Callable[
   [TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]
 ]
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Examples over `data` and `fsdp`."""
-  return NamedSharding(mesh, sharding.logical_to_spec(('batch',)))
 
 
 def build_train_step(
@@ -78,7 +74,7 @@ def build_train_step(
 
   return jax.jit(
     step_fn,
-    in_shardings=(shardings, batch_sharding(mesh)),
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
     out_shardings=(shardings, NamedSharding(mesh, P())),
     donate_argnums=0,
   )

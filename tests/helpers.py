@@ -34,17 +34,17 @@ def abstract_params(config):
 
 
 @functools.cache
-def _initial(model, shape):
-  batch = shape[0]
-  inputs = np.zeros(shape), np.zeros(batch), np.zeros(batch, np.int32)
-  return nn.unbox(jax.jit(model.init)(jax.random.key(0), *inputs))
+def initial(model):
+  """Unboxed parameters; models are values, and equal ones share them."""
+  init = jax.jit(model.init)
+  return nn.unbox(init(jax.random.key(0), *model.example_inputs()))
 
 
 def init(config):
   """(model, unboxed parameters, inputs)."""
   model, inputs = build_model(config), make_inputs(config)
-  # Models are values: equal ones share their arrays, and the dicts are new.
-  params = jax.tree.map(lambda x: x, _initial(model, inputs[0].shape))
+  # The arrays are shared, the dicts are new.
+  params = jax.tree.map(lambda x: x, initial(model))
   return model, params, inputs
 
 
@@ -153,5 +153,4 @@ def make_tokens(config, size=8, seed=0):
 def init_masked(config):
   """(model, unboxed parameters, away from their initialisation)."""
   model = build_model(config)
-  params = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
-  return model, noisy(nn.unbox(params), 0.3)
+  return model, noisy(initial(model), 0.3)

@@ -178,6 +178,7 @@ def test_modules_import_only_from_those_before_them():
     'config',
     'mesh',
     'sharding',
+    'keys',
     'tokenizers',
     'data',
     'models',

@@ -7,7 +7,7 @@ import pytest
 from elt_jax import flops
 from elt_jax.mesh import build_mesh
 from elt_jax.samplers.draw import Draw
-from elt_jax.train_step import batch_sharding
+from elt_jax.sharding import batch_sharding
 from tests.conftest import tiny_config
 from tests.helpers import (
   Stack,

@@ -10,6 +10,7 @@ import pytest
 from elt_jax import edit, evaluate, sample, tokenize
 from elt_jax.data import token_cache
 from elt_jax.evals import reconstruction
+from elt_jax.objectives.tokenizer import usage
 from tests.test_commands import metrics, picture_size, run
 from tests.test_maskgit import FILES, seeded, write
 
@@ -159,7 +160,7 @@ def test_reconstruction_metrics_by_hand():
   x = np.zeros((2, 4, 4, 1), np.float32)
   y = x + np.array([0.1, 0.01]).reshape(2, 1, 1, 1)
   np.testing.assert_allclose(reconstruction.psnr(x, y), (20 + 40) / 2, 1e-4)
-  got = reconstruction.usage(np.array([[0, 0], [3, 3]]), 8)
+  got = usage(np.array([[0, 0], [3, 3]]), 8)
   assert got['codes_used'] == 0.25
   np.testing.assert_allclose(got['perplexity'], 2)
 

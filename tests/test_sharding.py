@@ -11,7 +11,7 @@ import pytest
 
 from elt_jax import mesh as mesh_lib
 from elt_jax import sharding
-from elt_jax.train_step import batch_sharding
+from elt_jax.sharding import batch_sharding
 from tests.conftest import tiny_config
 from tests.helpers import ONE_DEVICE, Stack, make_batch
 

@@ -15,7 +15,7 @@ from elt_jax.tokenizers import perceptual, vqgan
 from elt_jax.tokenizers.discriminator import blur_down
 from elt_jax.validation import validate
 from tests.conftest import tiny_config
-from tests.helpers import make_batch, masked_config
+from tests.helpers import initial, make_batch, masked_config
 
 
 def tokenizer_config():
@@ -33,9 +33,8 @@ def trained():
   config.tokenizer.discriminator_filters = 4
   config.tokenizer.discriminator_multipliers = (2, 2)
   model = build_model(config)
-  params = jax.jit(model.init)(jax.random.key(0), *model.example_inputs())
   objective = build_objective(config, model)
-  return objective, nn.unbox(params), make_batch(config, 4)
+  return objective, initial(model), make_batch(config, 4)
 
 
 def test_three_axes_are_a_config_away():
@@ -183,7 +182,8 @@ def test_r1_of_a_linear_critic_is_the_norm_of_its_weights(trained):
       return x.reshape(len(x), -1) @ variables['params']
 
   weights = np.linspace(-1, 1, 256, dtype=np.float32)
-  linear = dataclasses.replace(objective, discriminator=Linear())
+  model = dataclasses.replace(objective.model, discriminator=Linear())
+  linear = dataclasses.replace(objective, model=model)
   _, terms = linear.loss(params | {'discriminator': weights}, batch, None, 0)
   np.testing.assert_allclose(terms['r1'], np.sum(weights**2), rtol=1e-5)
 

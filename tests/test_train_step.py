@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from elt_jax import optim
-from elt_jax.train_step import batch_sharding, ema_decay
+from elt_jax.sharding import batch_sharding
+from elt_jax.train_step import ema_decay
 from tests.conftest import tiny_config
 from tests.helpers import Stack, abstract_params, make_batch
 

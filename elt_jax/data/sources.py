@@ -8,10 +8,10 @@ has `__len__` and `__getitem__`, which is what Grain asks for.
 import functools
 import pathlib
 from typing import Any
-import zipfile
 
 import numpy as np
 
+from elt_jax import files
 from elt_jax.config import sample_shape
 from elt_jax.data.folders import FolderSource
 from elt_jax.data.token_cache import TokenSource
@@ -150,16 +150,7 @@ def from_npz(path: str, split: str) -> ArraySource:
     raise ValueError(f'data.source: there is no file {path}.')
   prefix = 'test_' if split == 'test' else ''
   names = (f'{prefix}image', f'{prefix}label')
-  try:
-    with (
-      open(path, 'rb') as file,
-      np.load(file, allow_pickle=False) as arrays,
-    ):
-      if missing := [name for name in names if name not in arrays]:
-        raise ValueError(f'{path} lacks {missing}; it has {arrays.files}.')
-      return ArraySource(*(arrays[name] for name in names))
-  except (EOFError, zipfile.BadZipFile) as e:
-    raise ValueError(f'{path} is not a readable .npz file: {e}') from e
+  return ArraySource(*files.read_npz(path, names).values())
 
 
 def _tokens(config: Any, split: str) -> TokenSource:

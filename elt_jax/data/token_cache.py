@@ -147,9 +147,9 @@ class TokenSource:
       )
       raise ValueError(f'The token cache {directory} {state}.')
     self.metadata = _read_json(directory / 'metadata.json')
-    if self.metadata.get('format') != FORMAT:
+    if self.metadata['format'] != FORMAT:
       raise ValueError(
-        f'{directory} has format {self.metadata.get("format")}, this code '
+        f'{directory} has format {self.metadata["format"]}, this code '
         f'reads {FORMAT}.'
       )
     self.tokenizer = pretrained.load(directory / 'tokenizer')

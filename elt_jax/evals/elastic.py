@@ -10,8 +10,8 @@ import numpy as np
 
 from elt_jax import files, flops, viz
 from elt_jax.data import sources
-from elt_jax.data.transforms import to_unit_range, to_zero_one
-from elt_jax.evals import frechet, lenet
+from elt_jax.data.transforms import to_zero_one
+from elt_jax.evals.reference import Reference
 from elt_jax.samplers.draw import Draw
 
 # Samples of each loop count that are kept for the picture.
@@ -44,10 +44,7 @@ def evaluate(
     for split in sources.SPLITS
   )
   classes = config.data.num_classes
-  classifier = lenet.load_or_train(train, test, classes)
-  images = np.concatenate([train.images, test.images])
-  real, _ = classifier(to_unit_range(images))
-  reference = frechet.moments(real)
+  reference = Reference(train, test, classes)
   labels = np.arange(num) % classes
   # Compiles, and is not timed.
   draw(params, labels[:1], loops[0], seed, guidance)
@@ -57,14 +54,10 @@ def evaluate(
     began = time.monotonic()
     samples = draw(params, labels, count, seed, guidance)
     seconds = time.monotonic() - began
-    features, predicted = classifier(samples)
     rows.append(
       {
         'loops': count,
-        'fd_lenet': frechet.frechet_distance(
-          *frechet.moments(features), *reference
-        ),
-        'class_accuracy': float(np.mean(predicted == labels)),
+        **reference.measure(samples, labels),
         'gflops_per_sample': (
           flops.flops_per_sample(config, count, guidance) / 1e9
         ),
@@ -84,9 +77,11 @@ def evaluate(
     'guidance': s.guidance if guidance is None else guidance,
     'guidance_interval': [s.guidance_low, s.guidance_high],
     'max_loops_in_training': config.model.max_loops,
-    'fd_lenet_reference': f'{pixels.data.source}, {len(real)} examples',
-    'fd_lenet_floor': half_split_distance(real),
-    'lenet_test_accuracy': classifier.accuracy,
+    'fd_lenet_reference': (
+      f'{pixels.data.source}, {len(reference.images)} examples'
+    ),
+    'fd_lenet_floor': reference.floor,
+    'lenet_test_accuracy': reference.lenet_accuracy,
     'gflops': (
       '2 per multiply-add, guidance passes included, tokenizer left out; '
       'seconds include it'
@@ -96,8 +91,8 @@ def evaluate(
   if draw.tokenizer:
     # What is lost before the first sample: as many real images, through the
     # tokenizer and back.
-    tokens = draw.tokenizer.encode(to_zero_one(spread(images, num)))
-    y = draw.tokenizer.reconstruct(tokens)
+    x = to_zero_one(spread(reference.images, num))
+    y = draw.tokenizer.reconstruct(draw.tokenizer.encode(x))
     recipe['tokenizer'] = draw.tokenizer.fingerprint
     for name in (
       'guidance_schedule',
@@ -107,24 +102,13 @@ def evaluate(
       'choice_temperature',
     ):
       recipe[name] = s[name]
-    recipe['fd_lenet_reconstruction'] = frechet.frechet_distance(
-      *frechet.moments(classifier(2 * y - 1)[0]), *reference
-    )
+    recipe['fd_lenet_reconstruction'] = reference.measure(2 * y - 1)['fd_lenet']
   return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
 
 
 def spread(images: np.ndarray, num: int) -> np.ndarray:
   """`num` images, or all, at even distances through the set."""
   return images[np.arange(min(num, len(images))) * len(images) // num]
-
-
-def half_split_distance(features: np.ndarray) -> float:
-  """Distance of one random half of the data to the other: the floor."""
-  order = np.random.default_rng(0).permutation(len(features))
-  first, second = np.array_split(features[order], 2)
-  return frechet.frechet_distance(
-    *frechet.moments(first), *frechet.moments(second)
-  )
 
 
 def table(report: dict[str, Any]) -> str:

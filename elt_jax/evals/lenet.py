@@ -13,7 +13,6 @@ import logging
 import os
 import pathlib
 from typing import Any
-import zipfile
 
 from flax import linen as nn
 from flax import traverse_util
@@ -103,9 +102,8 @@ def load_or_train(
     pathlib.Path(root).expanduser() / f'lenet-{digest.hexdigest()[:16]}.npz'
   )
   try:
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      params = traverse_util.unflatten_dict(dict(arrays), sep='/')
-  except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    params = traverse_util.unflatten_dict(files.read_npz(path), sep='/')
+  except (OSError, ValueError):
     log.info('Training the LeNet of the metrics, once; kept in %s.', path)
     params = _train(train, num_classes)
     with files.replacing(path) as temporary:

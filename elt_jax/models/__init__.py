@@ -39,16 +39,24 @@ def build_model(
   )
 
 
+def grid(config: Any) -> tuple[int, ...]:
+  """The tokens of one example along each axis, (f, h, w) or (h, w)."""
+  if config.model.family == 'masked':
+    return token_grid(config)
+  m, d = config.model, config.data
+  side = d.image_size // m.patch_size
+  return (d.num_frames // m.patch_frames, side, side)
+
+
 def _diffusion(config: Any, dtype: jnp.dtype) -> dict[str, Any]:
   """DiT: noisy pixels or latents, time and class in."""
   m, data = config.model, config.data
   patch = (m.patch_frames, m.patch_size, m.patch_size)
-  pixels = (data.num_frames, data.image_size, data.image_size)
-  grid = tuple(n // p for n, p in zip(pixels, patch))
+  tokens = grid(config)
   return {
-    'embed': blocks.DiTEmbed(grid, patch, m.width, data.num_classes, dtype),
+    'embed': blocks.DiTEmbed(tokens, patch, m.width, data.num_classes, dtype),
     'layer': blocks.DiTBlock(m.width, m.num_heads, m.mlp_ratio, dtype),
-    'head': blocks.DiTHead(grid, patch, data.num_channels, dtype),
+    'head': blocks.DiTHead(tokens, patch, data.num_channels, dtype),
     'inputs': (
       jax.ShapeDtypeStruct(sample_shape(config), jnp.float32),
       jax.ShapeDtypeStruct((), jnp.float32),
@@ -60,7 +68,7 @@ def _diffusion(config: Any, dtype: jnp.dtype) -> dict[str, Any]:
 def _masked(config: Any, dtype: jnp.dtype) -> dict[str, Any]:
   """BERT as in MaskGIT: the class token and the tokens of the grid in."""
   m = config.model
-  length = 1 + math.prod(token_grid(config))
+  length = 1 + math.prod(grid(config))
   size = build_vocabulary(config).size
   return {
     'embed': bert.TokenEmbed(size, length, m.width, m.dropout, dtype),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from elt_jax.data.transforms import to_unit_range
+from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
 from elt_jax.objectives.ilsd import ExitLoss, Metrics
 
@@ -142,9 +143,8 @@ class DiffusionObjective:
     key = jax.random.fold_in(key, step)
     key_exit, key_examples = jax.random.split(key)
     x = to_unit_range(batch['image'])
-    t, eps, drop = jax.vmap(
-      lambda i: self._draw(jax.random.fold_in(key_examples, i), x.shape[1:])
-    )(batch['index'])
+    keys = per_example(key_examples, batch['index'])
+    t, eps, drop = jax.vmap(lambda k: self._draw(k, x.shape[1:]))(keys)
     labels = jnp.where(drop, self.num_classes, batch['label'])
 
     logsnr = self.schedule.logsnr(t)

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
 from elt_jax.models.vocabulary import Vocabulary, build_vocabulary
 from elt_jax.objectives.ilsd import ExitLoss, Metrics
@@ -122,9 +123,7 @@ class MaskedObjective:
     """
     key = jax.random.fold_in(key, step)
     key_exit, key_examples = jax.random.split(key)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key_examples, i))(
-      batch['index']
-    )
+    keys = per_example(key_examples, batch['index'])
     codes = batch['tokens'].reshape(len(batch['tokens']), -1)
     hidden, drop = jax.vmap(lambda k: self._draw(k, codes.shape[1]))(keys)
     labels = jnp.where(drop, self.vocabulary.num_classes, batch['label'])

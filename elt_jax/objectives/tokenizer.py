@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.objectives.ilsd import Metrics
 from elt_jax.tokenizers import perceptual
-from elt_jax.tokenizers.discriminator import Discriminator
 from elt_jax.tokenizers.vqgan import VQGAN, distances
 
 Array = jax.Array
@@ -56,8 +55,7 @@ class TokenizerObjective:
   Entropy, perceptual and adversarial terms of weight 0 are not computed.
 
   Attributes:
-    model: the tokenizer.
-    discriminator: the critic, or None.
+    model: the tokenizer, and its critic if it has one.
     vgg: weights of the perceptual distance, or None.
     reconstruction: 'l2' or 'l1', of pixels; weight 1.
     commitment: of vectors to their codes; the codes follow with weight 1.
@@ -72,7 +70,6 @@ class TokenizerObjective:
   """
 
   model: VQGAN
-  discriminator: Discriminator | None
   vgg: dict[str, Any] | None
   reconstruction: str
   commitment: float
@@ -123,7 +120,7 @@ class TokenizerObjective:
         self.perceptual,
         perceptual.distance(self.vgg, x, y),
       )
-    if self.discriminator:
+    if self.model.discriminator:
       terms |= self._adversarial(params['discriminator'], x, y)
     loss = sum(weight * value for weight, value in terms.values())
     metrics = {name: value for name, (_, value) in terms.items()}
@@ -134,7 +131,7 @@ class TokenizerObjective:
     self, params: Any, x: Array, y: Array
   ) -> dict[str, tuple[float, Array]]:
     """The generator's term, and the critic's two."""
-    critic = lambda p, x: self.discriminator.apply({'params': p}, x)
+    critic = lambda p, x: self.model.discriminator.apply({'params': p}, x)
     real, backward = jax.vjp(lambda x: critic(params, x), x)
     (slope,) = backward(jnp.ones_like(real))
     slope = jnp.sum(jnp.square(slope), axis=tuple(range(1, x.ndim)))
@@ -192,7 +189,6 @@ def build_objective(config: Any, model: VQGAN) -> TokenizerObjective:
   t = config.tokenizer
   return TokenizerObjective(
     model=model,
-    discriminator=model.discriminator,
     vgg=perceptual.load_vgg16(t.perceptual_weights) if t.perceptual else None,
     reconstruction=t.reconstruction,
     commitment=t.commitment,

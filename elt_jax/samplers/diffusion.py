@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from elt_jax.config import sample_shape
+from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
 from elt_jax.objectives import diffusion
 from elt_jax.samplers.guidance import guided
@@ -90,7 +91,7 @@ class DiffusionSampler:
       float32 [b, *shape] in the range of the training data.
     """
     index = jnp.arange(labels.shape[0]) if index is None else index
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+    keys = per_example(key, index)
     loops = jnp.broadcast_to(jnp.asarray(loops, jnp.int32), (self.num_steps,))
     times = sampling_times(self.num_steps)
 

@@ -8,11 +8,11 @@ from jax.sharding import Mesh
 import numpy as np
 
 from elt_jax import sharding
+from elt_jax.keys import random_stream
 from elt_jax.mesh import batch_shards
 from elt_jax.models.elt import ELT
 from elt_jax.samplers import build_sampler
 from elt_jax.tokenizers.pretrained import Tokenizer
-from elt_jax.train_state import random_stream
 
 
 class Draw:
@@ -104,21 +104,19 @@ class Draw:
       )
     if known is not None:
       self._check_known(known, len(labels))
-    batched = jax.NamedSharding(
-      self._mesh, sharding.logical_to_spec(('batch',))
-    )
+    batched = sharding.batch_sharding(self._mesh)
     out, extra = [], {}
     for start in range(0, len(labels), self._batch_size):
       index = np.arange(start, start + self._batch_size, dtype=np.int32)
       # The last batch is filled up by repeating the last label.
-      part = labels[np.minimum(index, len(labels) - 1)]
+      place = np.minimum(index, len(labels) - 1)
       if known is not None:
-        kept = known[np.minimum(index, len(labels) - 1)].astype(np.int32)
+        kept = known[place].astype(np.int32)
         extra = {'known': jax.device_put(kept, batched)}
       samples = self._sample(
         params,
         random_stream(seed, 'sample'),
-        jax.device_put(part, batched),
+        jax.device_put(labels[place], batched),
         jnp.asarray(loops),
         jnp.float32(scale),
         jnp.asarray(self._interval, jnp.float32),

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
 from elt_jax.models.vocabulary import Vocabulary, build_vocabulary
 from elt_jax.objectives.masked import lowest, mask_ratio
@@ -102,22 +103,25 @@ class MaskedSampler:
       int32 [K, b, *grid], the sequence after each step: codes, and the mask
       id where a token is not decided. After the last, all are.
     """
-    b, mask_id = len(labels), self.vocabulary.mask_id
+    b = len(labels)
     index = jnp.arange(b) if index is None else index
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
-    if known is None:
-      ids = jnp.full((b, math.prod(self.grid)), mask_id, jnp.int32)
-    else:
-      known = known.reshape(b, -1)
-      ids = jnp.where(known < 0, mask_id, known)
-    state = DecodeState(ids, jnp.sum(ids == mask_id, -1))
+    keys = per_example(key, index)
+    known = jnp.full((b, *self.grid), -1) if known is None else known
 
     def body(state: DecodeState, at: dict[str, Array]):
       state = self.step(params, keys, labels, interval, state, at)
       return state, state.ids
 
-    _, ids = jax.lax.scan(body, state, self.schedule(loops, guidance))
+    _, ids = jax.lax.scan(
+      body, self.start(known), self.schedule(loops, guidance)
+    )
     return ids.reshape(-1, b, *self.grid)
+
+  def start(self, known: Array) -> DecodeState:
+    """The state before the first step; `known` as in `trajectory`."""
+    known = known.reshape(len(known), -1).astype(jnp.int32)
+    ids = jnp.where(known < 0, self.vocabulary.mask_id, known)
+    return DecodeState(ids, jnp.sum(known < 0, -1))
 
   def step(
     self,

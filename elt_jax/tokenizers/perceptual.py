@@ -8,13 +8,14 @@ torchvision's names, as .safetensors or .npz; nothing is downloaded.
 
 import pathlib
 from typing import Any
-import zipfile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from elt_jax import files
 
 Array = jax.Array
 # (index in torchvision's `features`, output channels); a level ends with the
@@ -43,14 +44,8 @@ def load_vgg16(path: str) -> dict[str, np.ndarray]:
     if path.endswith('.safetensors'):
       arrays = safetensors.numpy.load_file(path)
     else:
-      with np.load(path, allow_pickle=False) as file:
-        arrays = dict(file)
-  except (
-    ValueError,
-    EOFError,
-    zipfile.BadZipFile,
-    safetensors.SafetensorError,
-  ) as e:
+      arrays = files.read_npz(path)
+  except (ValueError, safetensors.SafetensorError) as e:
     raise ValueError(f'{path} is not a .safetensors or .npz file: {e}') from e
   found, channels = {}, 3
   for index, features in (layer for level in LEVELS for layer in level):

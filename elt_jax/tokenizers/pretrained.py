@@ -10,19 +10,17 @@ import hashlib
 import json
 import pathlib
 from typing import Any
-import zipfile
 
 from flax import linen as nn
 from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
 import ml_collections
 import numpy as np
 
 from elt_jax import config as config_lib
 from elt_jax import files, sharding
-from elt_jax.mesh import build_mesh
+from elt_jax.mesh import data_mesh
 from elt_jax.tokenizers.vqgan import build_tokenizer
 from elt_jax.validation import lookup
 
@@ -69,11 +67,7 @@ class Tokenizer:
       for part in ('encoder', 'quantizer', 'decoder')
       if part in params
     }
-    wanted = nn.unbox(
-      jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
-    )
-    wanted.pop('discriminator', None)
-    check_shapes('The tokenizer', self.params, wanted)
+    check_shapes('The tokenizer', self.params, model)
     self.fingerprint = _fingerprint(config, self.params)
     self._on_device = jax.tree.map(jnp.asarray, self.params)
     self._encode = jax.jit(model.tokens)
@@ -126,9 +120,9 @@ def _in_batches(
   function: Callable[[Any], jax.Array], x: np.ndarray, batch_size: int
 ) -> np.ndarray:
   """`function` over the first axis, in batches of one shape, on all devices."""
-  mesh = build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  mesh = data_mesh()
   batch_size = -(-batch_size // mesh.size) * mesh.size
-  batched = NamedSharding(mesh, sharding.logical_to_spec(('batch',)))
+  batched = sharding.batch_sharding(mesh)
   found = []
   for start in range(0, len(x), batch_size):
     index = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
@@ -149,12 +143,8 @@ def load(directory: str | pathlib.Path) -> Tokenizer:
       f'{directory} holds no tokenizer: weights.npz or config.json is missing.'
     )
   config = config_lib.load(directory)
-  try:
-    with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
-      flat = dict(arrays)
-  except (ValueError, EOFError, zipfile.BadZipFile) as e:
-    raise ValueError(f'{path} is not a readable .npz file: {e}') from e
-  return Tokenizer(config, traverse_util.unflatten_dict(flat, sep='/'))
+  params = traverse_util.unflatten_dict(files.read_npz(path), sep='/')
+  return Tokenizer(config, params)
 
 
 def check_fits(config: Any, tokenizer: Tokenizer) -> None:
@@ -171,8 +161,15 @@ def check_fits(config: Any, tokenizer: Tokenizer) -> None:
     )
 
 
-def check_shapes(what: str, params: Any, wanted: Any) -> None:
-  """Raises ValueError on arrays that are missing, extra or of another shape."""
+def check_shapes(what: str, params: Any, model: Any) -> None:
+  """Raises ValueError unless `params` are the arrays that `model` takes.
+
+  A tokenizer's critic, which only training needs, does not count.
+  """
+  wanted = nn.unbox(
+    jax.eval_shape(model.init, jax.random.key(0), *model.example_inputs())
+  )
+  wanted.pop('discriminator', None)
   got = traverse_util.flatten_dict(params, sep='/')
   wanted = traverse_util.flatten_dict(wanted, sep='/')
   for name in sorted(got.keys() | wanted.keys()):
