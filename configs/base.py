@@ -114,15 +114,19 @@ def get_base() -> ml_collections.ConfigDict:
   c.sample = s = ml_collections.ConfigDict()
   s.method = 'ddim'  # ddim | ddpm; masked: confidence | halton
   s.num_steps = 25  # K
-  s.guidance = 1.5  # s of u + s (c - u); 1 is off
+  s.guidance = 1.5  # s, as in u + s (c - u); 1 is off
+  s.guidance_mode = 'cfg'  # cfg | cfg_shallow | exit | cfg+exit
+  s.weak_loops = 1  # of cfg_shallow's unconditional pass; the exit of exit
+  s.exit_guidance = 1.5  # scale of the exit in cfg+exit
+  s.guidance_schedule = 'constant'  # constant | linear | powcosP, over steps
   s.guidance_low = 0.0  # guidance acts at times in [low, high]
   s.guidance_high = 1.0
+  s.watch = 'output'  # output | state: whose change ends converging loops
   s.clip = True  # data estimate to [-1, 1]: pixels yes, latents no
   s.batch_size = 250
   s.mask_schedule = 'cosine'  # masked: cosine | arccos | linear | powP
   s.temperature_bias = 0.5  # masked: tokens are drawn at bias + scale (1 - r)
   s.temperature_scale = 0.8
   s.choice_temperature = 4.5  # masked: Gumbel noise of the confidence
-  s.guidance_schedule = 'constant'  # masked: constant | linear | powcosP
 
   return c.lock()

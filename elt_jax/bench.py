@@ -19,10 +19,12 @@ from configs.base import get_base
 from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import mesh as mesh_lib
 from elt_jax.data import pipeline, sources
+from elt_jax.keys import per_example
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.samplers import build_sampler
 from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.plan import build_plan
 from elt_jax.train_step import build_train_step
 
 
@@ -153,22 +155,23 @@ def report_decoding(rounds: int) -> None:
   sampler = build_sampler(config, model)
   init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
   params = jax.jit(init)(jax.random.key(0))
-  keys = jax.random.split(jax.random.key(1), 1)
-  labels, whole = jnp.zeros(1, jnp.int32), jnp.array([0.0, 1.0])
-  decode, step = jax.jit(sampler), jax.jit(sampler.step)
-  schedule = jax.device_get(sampler.schedule(jnp.int32(1), jnp.float32(1)))
-  masked = sampler.start(jnp.full((1, 16, 16), -1))
+  key, labels = jax.random.key(1), jnp.zeros(1, jnp.int32)
+  keys = per_example(key, jnp.arange(1))
+  decode, step = jax.jit(sampler.__call__), jax.jit(sampler.step)
+  plan = build_plan(config, 1)
+  steps = plan, jax.device_get(sampler.schedule())
+  masked = sampler.start(keys)
 
   def in_python():
     state = masked
     for k in range(12):
-      at = {name: values[k] for name, values in schedule.items()}
-      state = step(params, keys, labels, whole, state, at)
+      of_step = jax.tree.map(lambda x, k=k: x[k], steps)
+      state, _ = step(params, keys, labels, state, *of_step)
     return state
 
   seconds = in_turn(
     {
-      'compiled': lambda: decode(params, keys[0], labels, 1, 1.0, whole),
+      'compiled': lambda: decode(params, key, labels, plan),
       'python': in_python,
     },
     rounds,

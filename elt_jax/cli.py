@@ -35,22 +35,80 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
     num: default of --num.
   """
   string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  number = flags.DEFINE_float
   string('workdir', None, 'A trained workdir.', flag_values=values)
   string(
-    'loops', None, f'Loop counts, as in 1,2,4; {loops}.', flag_values=values
-  )
-  integer('num', num, 'Samples per loop count.', flag_values=values)
-  integer('seed', 0, 'Seed of the noise.', flag_values=values)
-  flags.DEFINE_float(
-    'guidance', None, 'Scale s; default: the config.', flag_values=values
-  )
-  integer('steps', None, 'K; default: the config.', flag_values=values)
-  string(
-    'method',
+    'loops',
     None,
-    'ddim or ddpm; confidence or halton; default: the config.',
+    'Loops, or schedules of loops over the sampling steps, separated by '
+    'commas, as in 1,2,decreasing:avg=3,explicit:10x1+15x4,calibrated:0.6,'
+    f'converge:tol=0.05; default: {loops}.',
     flag_values=values,
   )
+  integer('num', num, 'Samples of each.', flag_values=values)
+  integer('seed', 0, 'Seed of the noise.', flag_values=values)
+  add_sampler(values)
+  number('guidance', None, 'Scale s; 1 is off.', flag_values=values)
+  string(
+    'guidance_mode',
+    None,
+    'cfg, cfg_shallow, exit or cfg+exit.',
+    flag_values=values,
+  )
+  number(
+    'exit_guidance', None, 'Scale of the exit in cfg+exit.', flag_values=values
+  )
+  integer(
+    'weak_loops',
+    None,
+    "Loops of cfg_shallow's unconditional pass; the exit of exit.",
+    flag_values=values,
+  )
+  string(
+    'refine',
+    None,
+    'Masked models: decode the least confident tokens again, as in '
+    'rounds=1:share=0.3:steps=4:loops=3.',
+    flag_values=values,
+  )
+
+
+def add_sampler(values: flags.FlagValues) -> None:
+  """The flags that shape the compiled sampler; the config where not given."""
+  flags.DEFINE_integer('steps', None, 'Sampling steps K.', flag_values=values)
+  flags.DEFINE_string(
+    'method',
+    None,
+    'ddim or ddpm; confidence or halton.',
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    'watch',
+    None,
+    'Whose change ends converging loops: output or state.',
+    flag_values=values,
+  )
+
+
+# Flags in place of keys of config.sample.
+SAMPLE_KEYS = {
+  'steps': 'num_steps',
+  'method': 'method',
+  'watch': 'watch',
+  'guidance': 'guidance',
+  'guidance_mode': 'guidance_mode',
+  'exit_guidance': 'exit_guidance',
+  'weak_loops': 'weak_loops',
+}
+
+
+def sampling(args: flags.FlagValues) -> dict[str, Any]:
+  """What was given of `SAMPLE_KEYS`, by its key."""
+  return {
+    key: args[name].value
+    for name, key in SAMPLE_KEYS.items()
+    if name in args and args[name].value is not None
+  }
 
 
 def add_maskgit(values: flags.FlagValues) -> None:

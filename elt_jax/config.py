@@ -13,6 +13,7 @@ from typing import Any
 
 import ml_collections
 
+from configs.base import get_base
 from elt_jax import files
 from elt_jax.validation import validate
 
@@ -47,6 +48,9 @@ def to_json(config: ConfigDict) -> str:
 def load(workdir: str | pathlib.Path) -> ConfigDict:
   """The config a workdir was trained with.
 
+  Keys that came to `configs/base.py` later have its defaults, which leave what
+  was there before as it is.
+
   Raises:
     ValueError: if the workdir or its config.json is missing or unreadable.
   """
@@ -57,8 +61,10 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
       'with python -m elt_jax.train --config=... --workdir=...'
     )
   try:
-    return validate(ConfigDict(_tuples(json.loads(path.read_text()))))
-  except (json.JSONDecodeError, KeyError) as e:
+    config = get_base()
+    config.update(_tuples(json.loads(path.read_text())))
+    return validate(config)
+  except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(f'{path} is not a config of this version: {e}') from e
 
 

@@ -2,9 +2,9 @@
 
     python -m elt_jax.evaluate --workdir=runs/mnist --loops=1,2,3,4 --num=1000
 
-Writes elastic.json (a row of metrics per loop count, and the recipe) and
-elastic.png (the curves over a strip of samples) to the workdir. By default
-loops 1..L_max.
+Writes elastic.json (a row of metrics per loop count or schedule, and the
+recipe) and elastic.png (the curves over a strip of samples) to the workdir. By
+default loops 1..L_max, then in larger steps to 2 L_max.
 
 Of a tokenizer, it measures the reconstructions of the held-out split instead,
 and writes reconstruction.json and reconstruction.png.
@@ -15,30 +15,27 @@ from absl import flags
 from elt_jax import cli, sample
 from elt_jax import config as config_lib
 from elt_jax.evals import elastic, reconstruction
+from elt_jax.samplers import loops, refine
 
 
 def main(args: flags.FlagValues) -> None:
   workdir = cli.workdir(args)
-  loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')
   if config_lib.load(workdir).model.family == 'tokenizer':
-    given = [
-      name
-      for name in ('loops', 'num', 'seed', 'guidance', 'steps', 'method')
-      if args[name].present
-    ]
-    if given:
+    of_samples = ('loops', 'num', 'seed', 'refine', *cli.SAMPLE_KEYS)
+    if given := [name for name in of_samples if args[name].present]:
       raise ValueError(
         f'--{given[0]} is of samples, and {workdir} is a tokenizer.'
       )
     return evaluate_tokenizer(workdir)
-  config, draw, params, step = sample.load(
-    workdir, args.num, args.steps, args.method
-  )
-  loops = loops or list(range(1, config.model.max_loops + 1))
+  draw, params, step = sample.load(workdir, args.num, **cli.sampling(args))
+  config = draw.config
+  texts = args.loops.split(',') if args.loops else elastic.loop_counts(config)
+  schedules = [loops.parse(text, config, workdir) for text in texts]
+  refined = args.refine and refine.parse(args.refine, config)
   report, pictures = elastic.evaluate(
-    config, draw, params, step, loops, args.num, args.seed, args.guidance
+    draw, params, step, schedules, args.num, args.seed, refined
   )
   print(elastic.table(report))
   for path in elastic.write(workdir, report, pictures):
@@ -54,7 +51,7 @@ def evaluate_tokenizer(workdir: str) -> None:
 
 
 def _define(values: flags.FlagValues) -> None:
-  cli.add_sampling(values, loops='1..L_max', num=1000)
+  cli.add_sampling(values, loops='1..L_max and on to 2 L_max', num=1000)
 
 
 if __name__ == '__main__':

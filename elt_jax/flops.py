@@ -14,7 +14,7 @@ import numpy as np
 
 from elt_jax.models import grid
 from elt_jax.models.vocabulary import build_vocabulary
-from elt_jax.samplers import guided_steps
+from elt_jax.samplers.plan import Plan
 
 
 def count_params(params: Any) -> int:
@@ -71,20 +71,28 @@ def _patch_values(config: Any) -> int:
 
 
 def flops_per_sample(
-  config: Any, loops: int | list[int], guidance: float | None = None
-) -> int:
-  """FLOPs of one sample: guidance passes included, a tokenizer's not.
+  config: Any, plan: Plan, loops: np.ndarray | None = None
+) -> float:
+  """FLOPs of one sample: every pass and head that is run, no tokenizer.
 
-  `loops` is one number, or one per sampling step; `guidance` None takes
-  config.sample.guidance.
+  Args:
+    config: of the model.
+    plan: of the K steps.
+    loops: [K, 2], what the conditional and the unconditional pass of each step
+      really ran, where that is not what the plan allows at most.
   """
-  scale = config.sample.guidance if guidance is None else guidance
-  passes = 1 + guided_steps(config, scale)
-  loops = np.broadcast_to(loops, passes.shape)
-  return 2 * sum(
-    int(p) * macs_per_pass(config, int(n))
-    for p, n in zip(passes, loops, strict=True)
-  )
+  if loops is None:
+    loops = np.stack([plan.loops, plan.null_loops], -1)
+  block, head = macs_per_block(config), macs_per_head(config)
+  first = macs_per_pass(config, 0)  # All but the loops, one head with it.
+  total = np.sum(plan.exit_loop > 0) * head
+  for run in np.asarray(loops, np.float64).T:
+    looks = 1.0  # Heads: at the end, or wherever the output is compared.
+    if config.sample.watch == 'output':
+      begun = np.maximum(plan.min_loops - 1, 1)
+      looks = np.where(plan.tolerance > 0, np.maximum(run - begun, 0) + 1, 1)
+    total += np.sum((run > 0) * (first + run * block + (looks - 1) * head))
+  return 2 * float(total)
 
 
 def flops_per_step(config: Any) -> int:

@@ -7,11 +7,13 @@ the global batch and on nothing of how the batch is split.
 import jax
 
 Array = jax.Array
+# In the order of their introduction: the place of a use is part of its key.
+USES = ('init', 'train', 'sample', 'update', 'refine')
 
 
 def random_stream(seed: int, use: str) -> Array:
-  """The key of one use of a seed: 'init', 'train', 'sample' or 'update'."""
-  number = ('init', 'train', 'sample', 'update').index(use)
+  """The key of one use of a seed, of `USES`."""
+  number = USES.index(use)
   return jax.random.fold_in(jax.random.key(seed), number)
 
 

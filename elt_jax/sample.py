@@ -3,9 +3,9 @@
     python -m elt_jax.sample --workdir=runs/mnist --loops=1,2,4 --num=64 \\
         --out=grid.png
 
-One row of the picture per loop count, the same seeds in every row; with one
-loop count, a square. --labels=3 or --labels=0,1,2 picks classes, which
-otherwise take turns.
+One row of the picture per loop count or schedule (`samplers/loops.py` has
+their forms), the same seeds in every row; with one, a square. --labels=3 or
+--labels=0,1,2 picks classes, which otherwise take turns.
 
 Masked models edit: --edit=image.png --mask=mask.png draws the white part of
 the mask anew, for the class of --labels; the image and its masked copy stand
@@ -23,11 +23,12 @@ from absl import flags
 from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import checkpoint, cli, edit, sharding, train_state, viz
+from elt_jax import checkpoint, cli, edit, flops, sharding, train_state, viz
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
 from elt_jax.interop import maskgit
 from elt_jax.models import build_model
+from elt_jax.samplers import loops, refine
 from elt_jax.samplers.draw import Draw
 from elt_jax.tokenizers import pretrained
 from elt_jax.validation import validate
@@ -59,20 +60,17 @@ def restore(
   return config, model, mesh, *restored
 
 
-def load(
-  workdir: str, num: int, steps: int | None = None, method: str | None = None
-) -> tuple[config_lib.ConfigDict, Draw, Any, int]:
-  """(config, draw, averaged parameters, step) of a trained generator.
+def load(workdir: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
+  """(draw, averaged parameters, step) of a trained generator.
 
   Args:
     workdir: of the run.
     num: `draw` is made for up to so many samples at a time.
-    steps: K; None takes sample.num_steps.
-    method: None takes sample.method.
+    **changes: keys of config.sample, as in num_steps=12.
 
   Raises:
-    ValueError: as `restore`, if the workdir is of a tokenizer, or if `steps`
-      or `method` does not fit the model.
+    ValueError: as `restore`, if the workdir is of a tokenizer, or if a change
+      does not fit the model.
   """
   config, model, mesh, params, step = restore(workdir)
   tokenizer = None
@@ -84,21 +82,23 @@ def load(
   if config.model.family == 'masked':
     tokenizer = pretrained.load(pathlib.Path(workdir) / 'tokenizer')
     pretrained.check_fits(config, tokenizer)
-  config = _resolve(config, steps, method)
-  batch_size = min(num, config.sample.batch_size)
-  return config, Draw(config, model, mesh, batch_size, tokenizer), params, step
+  return make_draw(config, model, mesh, num, tokenizer, changes), params, step
 
 
-def _resolve(
-  config: config_lib.ConfigDict, steps: int | None, method: str | None
-) -> config_lib.ConfigDict:
-  """The config with what was asked for at the command line."""
+def make_draw(
+  config: config_lib.ConfigDict,
+  model: Any,
+  mesh: Mesh,
+  num: int,
+  tokenizer: pretrained.Tokenizer | None,
+  changes: dict[str, Any],
+) -> Draw:
+  """For up to `num` samples at a time; `changes` are keys of config.sample."""
   config = config.copy_and_resolve_references()
-  if steps is not None:
-    config.sample.num_steps = steps
-  if method is not None:
-    config.sample.method = method
-  return validate(config)
+  config.sample.update(changes)
+  config = validate(config)
+  batch_size = min(num, config.sample.batch_size)
+  return Draw(config, model, mesh, batch_size, tokenizer)
 
 
 def load_tokenizer(workdir: str) -> tuple[pretrained.Tokenizer, int]:
@@ -115,28 +115,24 @@ def load_tokenizer(workdir: str) -> tuple[pretrained.Tokenizer, int]:
   return pretrained.Tokenizer(config, params), step
 
 
-def load_maskgit(
-  path: str, num: int, steps: int | None = None, method: str | None = None
-) -> tuple[config_lib.ConfigDict, Draw, Any, int]:
+def load_maskgit(path: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
   """As `load`, of a public MaskGIT checkpoint; see `interop.maskgit.load`."""
   config, params, tokenizer = maskgit.load(path)
-  config = _resolve(config, steps, method)
   mesh = mesh_lib.data_mesh()
   model = build_model(config, mesh)
-  batch_size = min(num, config.sample.batch_size)
-  return config, Draw(config, model, mesh, batch_size, tokenizer), params, 0
+  return make_draw(config, model, mesh, num, tokenizer, changes), params, 0
 
 
 def edit_columns(
-  draw: Draw, config: config_lib.ConfigDict, image: str, mask: str
+  draw: Draw, image: str, mask: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """(tokens to keep [h', w'], uint8 [2, h, w, c] image and masked image)."""
   if draw.tokenizer is None:
     raise ValueError(
       f'--edit needs a masked model; this one is of family '
-      f'{config.model.family!r}.'
+      f'{draw.config.model.family!r}.'
     )
-  d = config.data
+  d = draw.config.data
   picture = edit.read_image(image, d.image_size, d.num_channels)
   hidden = edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
   known = edit.known_tokens(draw.tokenizer, picture, hidden)
@@ -145,43 +141,50 @@ def edit_columns(
 
 
 def main(args: flags.FlagValues) -> None:
-  loops = args.loops and cli.parse_integers('loops', args.loops, 1, None)
   out = pathlib.Path(cli.required(args, 'out'))
   _check(args, out)
   if path := cli.maskgit(args):
     read = load_maskgit
   else:
     path, read = cli.workdir(args), load
-  config, draw, params, step = read(path, args.num, args.steps, args.method)
-  loops = loops or [config.model.max_loops]
+  draw, params, step = read(path, args.num, **cli.sampling(args))
+  config = draw.config
+  texts = (args.loops or str(config.model.max_loops)).split(',')
+  schedules = [loops.parse(text, config, path) for text in texts]
+  refined = args.refine and refine.parse(args.refine, config)
   classes = list(range(config.data.num_classes))
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
   labels = np.resize(classes, args.num)
   known, front = None, np.empty(0)
   if args.edit:
-    known, front = edit_columns(draw, config, args.edit, args.mask)
+    known, front = edit_columns(draw, args.edit, args.mask)
     known = np.broadcast_to(known, (args.num, *known.shape))
   cells = []
-  for count in loops:
+  for schedule in schedules:
     began = time.monotonic()
-    samples = draw(params, labels, count, args.seed, args.guidance, known)
+    samples, spent = draw.sample(
+      params, labels, schedule, args.seed, known, refined
+    )
     cells += [*front, *viz.to_uint8(samples)]
     log.info(
-      '%d samples at %d loops, %d steps: %.1f s.',
+      '%d samples, loops %s (%.2f a step over %d steps): %.1f GFLOPs a '
+      'sample, %.1f s.',
       args.num,
-      count,
-      draw.num_steps,
+      schedule.label,
+      spent[0].loops[:, 0].mean(),
+      config.sample.num_steps,
+      sum(flops.flops_per_sample(config, *run) for run in spent) / 1e9,
       time.monotonic() - began,
     )
   columns = args.num + len(front)
-  if len(loops) == 1 and not args.edit:
+  if len(schedules) == 1 and not args.edit:
     columns = math.ceil(math.sqrt(args.num))
   viz.save_png(out, viz.grid(np.stack(cells), columns), scale=args.scale)
   shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
-    f'{out}: step {step}, loops {loops} from top to bottom, classes {shown} '
-    'in turn'
+    f'{out}: step {step}, loops {", ".join(texts)} from top to bottom, '
+    f'classes {shown} in turn'
   )
 
 

@@ -6,7 +6,7 @@ Prints the resolved config, the parameter table with shardings, parameters in
 the transformer layers alone (what the paper's tables count) and in all, the
 mesh and the batch, and the cost at each loop count: multiply-adds of the
 layers on the grid's tokens (the paper's "GFLOPs"), of a whole pass with
-embedding, class token and head, and FLOPs of a sample.
+embedding, class token and head, and FLOPs of a sample in each mode of guidance.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
 from elt_jax.models import build_model, grid
-from elt_jax.samplers import guided_steps
-from elt_jax.validation import validate
+from elt_jax.samplers.plan import build_plan
+from elt_jax.validation import CHOICES, validate
 
 
 def show(config: config_lib.ConfigDict) -> str:
@@ -80,23 +80,42 @@ def _parameters(params: Any) -> str:
 
 
 def _cost(config: config_lib.ConfigDict) -> list[str]:
-  """FLOPs of a training step, and a table of passes and samples by loops."""
+  """FLOPs of a training step; a table of passes and samples by loops."""
   m, s = config.model, config.sample
-  guided = int(guided_steps(config, s.guidance).sum())
+  modes = CHOICES['sample.guidance_mode']
   lines = [
     f'train step: {flops.flops_per_step(config) / 1e9:,.2f} GFLOPs',
     '',
-    f'loops   GMACs in layers   GMACs per pass   GFLOPs per sample '
-    f'({s.num_steps} steps, {guided} guided)',
+    f'GFLOPs per sample: {s.num_steps} steps, weak_loops {s.weak_loops}, '
+    'guided by each mode; this config: '
+    + (f'{s.guidance_mode} at {s.guidance:g}' if s.guidance != 1 else 'off'),
+    f'loops   GMACs in layers   GMACs per pass   {"unguided":>11s}'
+    + ''.join(f'{mode:>13s}' for mode in modes),
   ]
   for loops in range(1, 2 * m.max_loops + 1):
     note = '' if loops <= m.max_loops else '   beyond L_max'
+    samples = [_sample_gflops(config, loops, 'exit', 1.0)]
+    samples += [_sample_gflops(config, loops, mode, 2.0) for mode in modes]
     lines.append(
       f'{loops:5d}   {flops.paper_macs_per_pass(config, loops) / 1e9:15.4f}   '
       f'{flops.macs_per_pass(config, loops) / 1e9:14.4f}   '
-      f'{flops.flops_per_sample(config, loops) / 1e9:17.2f}{note}'
+      + '  '.join(f'{gflops:>11s}' for gflops in samples)
+      + note
     )
   return lines
+
+
+def _sample_gflops(
+  config: config_lib.ConfigDict, loops: int, mode: str, scale: float
+) -> str:
+  """'-' where the mode cannot be used."""
+  try:
+    plan = build_plan(
+      config, loops, guidance_mode=mode, guidance=scale, exit_guidance=scale
+    )
+  except ValueError:  # No null class, or weak_loops above loops.
+    return '-'
+  return f'{flops.flops_per_sample(config, plan) / 1e9:.2f}'
 
 
 def main(args: flags.FlagValues) -> None:

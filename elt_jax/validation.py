@@ -19,6 +19,8 @@ CHOICES = {
   'tokenizer.reconstruction': ('l2', 'l1'),
   'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
   'sample.method': ('ddim', 'ddpm', 'confidence', 'halton'),
+  'sample.guidance_mode': ('cfg', 'cfg_shallow', 'exit', 'cfg+exit'),
+  'sample.watch': ('output', 'state'),
 }
 
 # (low, high), both allowed; None is no bound.
@@ -67,7 +69,9 @@ RANGES = {
   'checkpoint.keep_every_steps': (0, None),
   'sample.num_steps': (1, None),
   'sample.batch_size': (1, None),
+  'sample.exit_guidance': (0.0, None),
   'sample.guidance': (0.0, None),
+  'sample.weak_loops': (1, None),
   'sample.temperature_bias': (1e-3, None),
   'sample.temperature_scale': (0.0, None),
   'sample.choice_temperature': (0.0, None),
@@ -95,8 +99,8 @@ def validate(config: ConfigDict) -> ConfigDict:
       raise ValueError(f'config.{key} must be one of {allowed}, got {value!r}.')
   for key, (low, high) in RANGES.items():
     value = lookup(config, key)
-    # Written so that NaN fails too.
-    if not (low <= value and (high is None or value <= high)):
+    # Written so that NaN and infinity fail too.
+    if not (low <= value < float('inf') and (high is None or value <= high)):
       bound = f'at least {low}' if high is None else f'in [{low}, {high}]'
       raise ValueError(f'config.{key} must be {bound}, got {value}.')
 
@@ -153,11 +157,11 @@ def _validate_guidance(config: ConfigDict) -> None:
       f'sample.method of a {m.family} model must be one of {methods}, got '
       f'{s.method!r}.'
     )
-  if o.label_dropout == 0 and s.guidance != 1:
+  if o.label_dropout == 0 and s.guidance != 1 and s.guidance_mode != 'exit':
     raise ValueError(
       f'sample.guidance = {s.guidance} needs objective.label_dropout > 0: '
       'without it the unconditional class is never trained. Set '
-      'sample.guidance=1.'
+      "sample.guidance=1, or sample.guidance_mode='exit'."
     )
   if (
     m.family == 'masked'
@@ -168,6 +172,8 @@ def _validate_guidance(config: ConfigDict) -> None:
       f'objective.label_dropout = {o.label_dropout} needs a null class in '
       f'model.vocabulary, got {m.vocabulary!r}.'
     )
+  key = 'sample.guidance_schedule'
+  _check_curve(config, key, ('constant', 'linear'), 'powcos')
   if not 0 <= s.guidance_low <= s.guidance_high <= 1:
     raise ValueError(
       'sample.guidance_low and sample.guidance_high must satisfy 0 <= low '
@@ -197,22 +203,25 @@ def _validate_diffusion(config: ConfigDict) -> None:
 
 
 def _validate_masked(config: ConfigDict) -> None:
-  for key, first, power in (
-    ('objective.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
-    ('sample.mask_schedule', ('cosine', 'arccos', 'linear'), 'pow'),
-    ('sample.guidance_schedule', ('constant', 'linear'), 'powcos'),
-  ):
-    value = lookup(config, key)
-    number = re.fullmatch(rf'{power}(\d+\.?\d*)', value)
-    if value not in first and not (number and float(number[1]) > 0):
-      raise ValueError(
-        f"config.{key} must be one of {first} or '{power}P' with a positive "
-        f"number P, as in '{power}2.5'; got {value!r}."
-      )
+  for key in ('objective.mask_schedule', 'sample.mask_schedule'):
+    _check_curve(config, key, ('cosine', 'arccos', 'linear'), 'pow')
   if config.data.flip:
     raise ValueError(
       'data.flip mirrors images, and a masked model trains on tokens: set '
       'data.flip=False.'
+    )
+
+
+def _check_curve(
+  config: ConfigDict, key: str, names: tuple[str, ...], power: str
+) -> None:
+  """A curve has a name, or is a power with a positive exponent."""
+  value = lookup(config, key)
+  number = re.fullmatch(rf'{power}(\d+\.?\d*)', value)
+  if value not in names and not (number and float(number[1]) > 0):
+    raise ValueError(
+      f"config.{key} must be one of {names} or '{power}P' with a positive "
+      f"number P, as in '{power}2.5'; got {value!r}."
     )
 
 

@@ -50,6 +50,8 @@ def elastic_figure(
 ) -> None:
   """Quality against loops and against GFLOPs, over a strip of samples.
 
+  Loop counts are joined by a line; schedules stand alone, by their mean.
+
   Args:
     report: of `evals.elastic.evaluate`.
     pictures: uint8 [rows, n, h, w, c], the same seeds in every row.
@@ -58,18 +60,26 @@ def elastic_figure(
   from matplotlib.figure import Figure  # Slow to import; no global state.
 
   rows, recipe = report['rows'], report['recipe']
-  loops = [row['loops'] for row in rows]
+  labels = [row['loops'] for row in rows]
+  constant = np.array([isinstance(label, int) for label in labels])
   figure = Figure(figsize=(10, 3.6 + 0.75 * len(rows)), layout='constrained')
   top, bottom = figure.subfigures(
     2, 1, height_ratios=[3.4, 0.75 * len(rows) + 0.2]
   )
   axes = top.subplots(1, 2)
+  of_rows = lambda name: np.array([row[name] for row in rows])
+  loops = of_rows('mean_loops')
   against = (
     (loops, 'loops L'),
-    ([row['gflops_per_sample'] for row in rows], 'GFLOPs per sample'),
+    (
+      of_rows('gflops_per_sample'),
+      'GFLOPs per sample',
+    ),
   )
   for axis, (x, label) in zip(axes, against):
-    axis.plot(x, [row['fd_lenet'] for row in rows], 'o-', color='tab:blue')
+    y = of_rows('fd_lenet')
+    axis.plot(x[constant], y[constant], 'o-', color='tab:blue')
+    axis.plot(x[~constant], y[~constant], 'D', mfc='none', color='tab:blue')
     axis.axhline(
       recipe['fd_lenet_floor'],
       color='tab:blue',
@@ -89,12 +99,12 @@ def elastic_figure(
     axis.set_ylabel('fd_lenet (lower is better)', color='tab:blue')
     axis.set_ylim(bottom=0)
     right = axis.twinx()
-    right.plot(
-      x, [row['class_accuracy'] for row in rows], 's--', color='tab:orange'
-    )
+    y = of_rows('class_accuracy')
+    right.plot(x[constant], y[constant], 's--', color='tab:orange')
+    right.plot(x[~constant], y[~constant], 's', mfc='none', color='tab:orange')
     right.set_ylim(0, 1.02)
     right.set_ylabel('class accuracy', color='tab:orange')
-  axes[0].set_xticks(loops)
+  axes[0].set_xticks(loops[constant])
   trained = recipe['max_loops_in_training']
   if max(loops) > trained:
     axes[0].axvspan(
@@ -104,13 +114,16 @@ def elastic_figure(
   top.suptitle(
     f'One checkpoint, step {recipe["checkpoint_step"]}; '
     f'{recipe["num_samples"]} samples, {recipe["num_steps"]} steps, '
-    f'guidance {recipe["guidance"]:g}, L_max = {trained}',
+    f'{recipe["guidance_mode"]} {recipe["guidance"]:g}, L_max = {trained}',
     fontsize=10,
   )
   strips = bottom.subplots(len(rows), 1, squeeze=False)[:, 0]
-  for strip, count, images in zip(strips, loops, pictures):
+  for strip, label, images in zip(strips, labels, pictures):
     strip.imshow(grid(images, len(images), pad=1), interpolation='nearest')
     strip.set_xticks([])
     strip.set_yticks([])
-    strip.set_ylabel(f'L = {count}', rotation=0, ha='right', va='center')
+    name = f'L = {label}' if isinstance(label, int) else label
+    strip.set_ylabel(
+      name.replace(':', '\n'), rotation=0, ha='right', va='center', fontsize=9
+    )
   figure.savefig(path, format='png', dpi=110)

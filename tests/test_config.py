@@ -138,9 +138,18 @@ def test_not_a_workdir(tmp_path):
   (tmp_path / 'config.json').write_text('{"model": ')
   with pytest.raises(ValueError, match='not a config of this version'):
     config_lib.load(tmp_path)
-  (tmp_path / 'config.json').write_text(json.dumps({'model': {'width': 8}}))
-  with pytest.raises(ValueError, match='not a config of this version'):
-    config_lib.load(tmp_path)
+  for wrong in ({'model': {'wdith': 8}}, {'model': {'width': 'x'}}, [1]):
+    (tmp_path / 'config.json').write_text(json.dumps(wrong))
+    with pytest.raises(ValueError, match='not a config of this version'):
+      config_lib.load(tmp_path)
+
+
+def test_configs_of_before_have_the_defaults_of_later_keys(tmp_path, config):
+  values = config.to_dict()
+  del values['sample']['guidance_mode']
+  (tmp_path / 'config.json').write_text(json.dumps(values))
+  assert config_lib.load(tmp_path).sample.guidance_mode == 'cfg'
+  assert config_lib.load(tmp_path).model.width == config.model.width
 
 
 def experiments() -> list:

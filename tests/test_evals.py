@@ -104,6 +104,7 @@ def report():
   rows = [
     {
       'loops': loops,
+      'mean_loops': float(loops),
       'fd_lenet': 9.0 / loops,
       'class_accuracy': 0.5 + 0.1 * loops,
       'gflops_per_sample': 1.5 * loops,
@@ -119,6 +120,7 @@ def report():
     'num_samples': 10,
     'num_steps': 4,
     'guidance': 1.5,
+    'guidance_mode': 'cfg',
   }
   return {'recipe': recipe, 'rows': rows}
 

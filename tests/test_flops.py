@@ -6,7 +6,7 @@ import pytest
 
 from elt_jax import flops
 from elt_jax.models import build_model
-from elt_jax.samplers import guided_steps
+from elt_jax.samplers.plan import build_plan
 from tests.helpers import abstract_params, make_inputs
 
 
@@ -49,14 +49,15 @@ def test_transformer_reproduces_the_papers_counts(
 def test_cost_of_a_sample_follows_steps_loops_and_guidance(config):
   s = config.sample
   s.num_steps, s.guidance = 10, 1.0
-  one = flops.flops_per_sample(config, 2)
+  cost = lambda loops, **changes: flops.flops_per_sample(
+    config, build_plan(config, loops, **changes)
+  )
+  one = cost(2)
   assert one == 2 * 10 * flops.macs_per_pass(config, 2)
-  assert flops.flops_per_sample(config, 2, guidance=3.0) == 2 * one
+  assert cost(2, guidance=3.0) == 2 * one
   s.guidance_low = 0.55
-  assert guided_steps(config, 3.0).sum() == 5
-  assert flops.flops_per_sample(config, 2, guidance=3.0) == 1.5 * one
-  schedule = [1] * 5 + [3] * 5
-  assert flops.flops_per_sample(config, schedule) == one
+  assert cost(2, guidance=3.0) == 1.5 * one
+  assert cost([1] * 5 + [3] * 5) == one
 
 
 def test_a_step_counts_the_students_head(config):

@@ -139,7 +139,7 @@ def test_known_tokens_are_those_the_mask_does_not_touch():
 
 
 def test_draws_keep_known_tokens_and_refuse_others(chain):
-  _, draw, params, _ = sample.load(str(chain / 'masked'), 3)
+  draw, params, _ = sample.load(str(chain / 'masked'), 3)
   known = np.full((3, 4, 4), -1)
   known[:, 2:] = [[3, 1, 2, 0], [7, 7, 7, 7]]
   kept = []

@@ -1,6 +1,5 @@
 """The diffusion sampler against closed forms, and its invariances."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,14 +9,11 @@ import pytest
 
 from elt_jax.models import build_model
 from elt_jax.objectives import diffusion
-from elt_jax.samplers import guided_steps
-from elt_jax.samplers.diffusion import DiffusionSampler, build_sampler
+from elt_jax.samplers.diffusion import DiffusionSampler
 from elt_jax.samplers.draw import Draw
-from elt_jax.samplers.guidance import guided
+from elt_jax.samplers.plan import build_plan
 from tests.conftest import tiny_config
 from tests.helpers import init, noisy
-
-ALL = jnp.array([0.0, 1.0])
 
 
 class Gaussian:
@@ -26,21 +22,34 @@ class Gaussian:
   def __init__(self, schedule, mean=0.3, std=0.5):
     self.schedule, self.mean, self.std = schedule, mean, std
 
-  def apply(self, params, z, t, labels, num_loops):
+  def bind(self, params, z, t, labels):
     alpha, sigma = diffusion.alpha_sigma(self.schedule.logsnr(t))
     alpha, sigma = (diffusion.per_image(a, z) for a in (alpha, sigma))
     gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
-    return self.mean + gain * (z - alpha * self.mean), None
+    x0 = self.mean + gain * (z - alpha * self.mean)
+    return z, lambda h, i: h, lambda h: x0
+
+
+def exact(schedule, num_steps, eta, shape=(8, 8, 1)):
+  return DiffusionSampler(
+    model=Gaussian(schedule),
+    num_steps=num_steps,
+    null_label=None,
+    watch='output',
+    shape=shape,
+    noise_schedule=schedule,
+    prediction='x0',
+    eta=eta,
+    clip=False,
+  )
 
 
 @pytest.mark.parametrize('eta,steps', [(0.0, 200), (1.0, 400), (0.5, 300)])
-def test_exact_denoiser_gives_exact_moments(eta, steps):
-  schedule = diffusion.CosineSchedule(-12.0, 12.0)
-  sampler = DiffusionSampler(
-    Gaussian(schedule), (8, 8, 1), schedule, 'x0', steps, eta, False, 0
-  )
-  x = jax.jit(sampler)(
-    {}, jax.random.key(0), jnp.zeros(512, jnp.int32), 1, jnp.float32(1), ALL
+def test_exact_denoiser_gives_exact_moments(config, eta, steps):
+  sampler = exact(diffusion.CosineSchedule(-12.0, 12.0), steps, eta)
+  config.sample.num_steps = steps
+  x, _ = jax.jit(sampler.__call__)(
+    {}, jax.random.key(0), jnp.zeros(512, jnp.int32), build_plan(config, 1)
   )
   np.testing.assert_allclose(x.mean(), 0.3, atol=0.01)
   np.testing.assert_allclose(x.std(), 0.5, atol=0.01)
@@ -49,7 +58,7 @@ def test_exact_denoiser_gives_exact_moments(eta, steps):
 def test_eta_one_is_the_ddpm_posterior():
   """Mean and variance of q(z_s | z_t, x) from Bayes' rule."""
   schedule = diffusion.CosineSchedule(-10.0, 10.0)
-  sampler = DiffusionSampler(None, (), schedule, 'x0', 1, 1.0, False, 0)
+  sampler = exact(schedule, 1, 1.0, ())
   z, x0, t, s = 0.7, -0.4, jnp.float32(0.6), jnp.float32(0.35)
   a_t, s_t = diffusion.alpha_sigma(schedule.logsnr(t))
   a_s, s_s = diffusion.alpha_sigma(schedule.logsnr(s))
@@ -64,19 +73,6 @@ def test_eta_one_is_the_ddpm_posterior():
   )
 
 
-def test_guidance_is_u_plus_s_times_the_difference():
-  model = lambda z, labels: z * (1.0 + labels[:, None])
-  z, labels = jnp.ones((2, 3)), jnp.array([1, 2])
-  run = lambda s, on=True: guided(model, z, labels, 9, s, jnp.bool_(on))
-  conditional, unconditional = model(z, labels), model(z, jnp.array([9, 9]))
-  np.testing.assert_allclose(run(0.0), unconditional)
-  np.testing.assert_allclose(run(1.0), conditional)
-  np.testing.assert_allclose(
-    run(2.5), unconditional + 2.5 * (conditional - unconditional)
-  )
-  np.testing.assert_allclose(run(2.5, on=False), conditional)
-
-
 @functools.cache
 def draw_with(**changes):
   """(draw, parameters), compiled once for the tests that ask for the same."""
@@ -89,31 +85,6 @@ def draw_with(**changes):
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
   )
   return Draw(config, model, mesh), noisy(params, 0.1)
-
-
-def test_one_compilation_serves_every_loop_count_and_schedule(config):
-  model = build_model(config)
-  sampler = build_sampler(config, model)
-  params = noisy(init(config)[1])
-  traces = []
-
-  @jax.jit
-  def sample(loops, guidance, interval):
-    traces.append(loops)
-    return sampler(
-      params, jax.random.key(0), jnp.arange(2), loops, guidance, interval
-    )
-
-  schedules = [np.full(4, n, np.int32) for n in range(1, 7)]
-  schedules += [np.array(s, np.int32) for s in ([1, 2, 3, 6], [4, 3, 2, 1])]
-  out = [
-    np.asarray(sample(loops, jnp.float32(scale), interval))
-    for loops in schedules
-    for scale, interval in ((1.0, ALL), (2.0, jnp.array([0.2, 0.7])))
-  ]
-  assert len(traces) == 1
-  different = {x.tobytes() for x in out}
-  assert len(different) == len(out)
 
 
 def test_constant_schedule_is_the_scalar_and_schedules_matter():
@@ -179,48 +150,3 @@ def test_labels_out_of_range_raise(labels):
   draw, params = draw_with()
   with pytest.raises(ValueError, match=r'Labels must be in 0\.\.3'):
     draw(params, np.array(labels), 1, seed=0)
-
-
-@pytest.mark.parametrize('guidance', [-1.0, float('nan'), float('inf')])
-def test_bad_guidance_raises(guidance):
-  draw, params = draw_with()
-  with pytest.raises(ValueError, match='guidance must be a number'):
-    draw(params, np.arange(2), 1, seed=0, guidance=guidance)
-
-
-@pytest.mark.parametrize('loops', [0, [1, 2], [1, 2, 0, 1]])
-def test_bad_loops_raise(loops):
-  draw, params = draw_with()
-  with pytest.raises(ValueError, match='one number or one per sampling step'):
-    draw(params, np.arange(2), loops, seed=0)
-
-
-def test_the_guided_steps_counted_are_the_ones_run(config):
-  """FLOPs count the unconditional passes the sampler really makes."""
-  config.sample.num_steps, config.sample.guidance = 10, 2.0
-  # Edges that are times themselves: both sides must round alike.
-  config.sample.guidance_low, config.sample.guidance_high = 0.2, 0.6
-  calls = []
-
-  class Counting:
-    def apply(self, params, z, t, labels, num_loops):
-      jax.debug.callback(lambda n=z.shape[0]: calls.append(n))
-      return jnp.zeros_like(z), None
-
-  sampler = dataclasses.replace(
-    build_sampler(config, build_model(config)), model=Counting()
-  )
-  interval = jnp.array([0.2, 0.6])
-  jax.block_until_ready(
-    jax.jit(sampler)(
-      {},
-      jax.random.key(0),
-      jnp.zeros(2, jnp.int32),
-      1,
-      jnp.float32(2),
-      interval,
-    )
-  )
-  jax.effects_barrier()
-  assert calls.count(4) == guided_steps(config, 2.0).sum() == 5
-  assert calls.count(2) == 5

@@ -1,5 +1,6 @@
-"""Elastic evaluation: one checkpoint, a row of metrics per loop count."""
+"""Elastic evaluation: one checkpoint, a row of metrics per loop schedule."""
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -13,72 +14,123 @@ from elt_jax.data import sources
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.evals.reference import Reference
 from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.loops import Loops
+from elt_jax.samplers.plan import VALUES
+from elt_jax.samplers.refine import Refine
 
-# Samples of each loop count that are kept for the picture.
+# Samples of each schedule that are kept for the picture.
 _SHOWN = 12
 
 
+def loop_counts(config: Any) -> list[int]:
+  """1..L_max, every one, and two beyond, as in 1, 2, 3, 4, 6, 8."""
+  most = config.model.max_loops
+  return sorted({*range(1, most + 1), most + (most + 1) // 2, 2 * most})
+
+
+def load_reference(config: Any, draw: Draw) -> Reference:
+  """What the samples of `draw` are measured against: both splits."""
+  # A masked model's data are tokens; its tokenizer knows the images.
+  pixels = pixel_config(config, draw)
+  train, test = (
+    sources.in_memory(sources.load_source(pixels, split))
+    for split in sources.SPLITS
+  )
+  return Reference(train, test, config.data.num_classes)
+
+
+def pixel_config(config: Any, draw: Draw) -> Any:
+  """The config of the data set of images."""
+  return draw.tokenizer.config if draw.tokenizer else config
+
+
+def measure(
+  draw: Draw,
+  params: Any,
+  reference: Reference,
+  loops: Loops,
+  num: int,
+  seed: int,
+  refined: Refine | None = None,
+  **changes: Any,
+) -> tuple[dict[str, Any], np.ndarray]:
+  """(a row of metrics, samples) of `num` samples drawn in one way.
+
+  Labels take turns, so classes are balanced. 'mean_loops' are those really
+  run by the conditional pass; a schedule that ends early has them step by
+  step in 'loops_per_step'. For the arguments see `Draw.sample`.
+  """
+  config = draw.config
+  labels = np.arange(num) % config.data.num_classes
+  began = time.monotonic()
+  drawn = draw.sample(params, labels, loops, seed, refined=refined, **changes)
+  seconds = time.monotonic() - began
+  run = drawn.spent[0].loops[:, 0]
+  row = {
+    'loops': loops.label,
+    'mean_loops': float(run.mean()),
+    **reference.measure(drawn.samples, labels),
+    'gflops_per_sample': sum(
+      flops.flops_per_sample(config, *spent) for spent in drawn.spent
+    )
+    / 1e9,
+    'seconds_per_sample': seconds / num,
+  }
+  if loops.tolerance:
+    row['loops_per_step'] = [round(float(n), 2) for n in run]
+  return row, drawn.samples
+
+
 def evaluate(
-  config: Any,
   draw: Draw,
   params: Any,
   step: int,
-  loops: list[int],
+  loops: list[Loops],
   num: int,
   seed: int,
-  guidance: float | None = None,
+  refined: Refine | None = None,
 ) -> tuple[dict[str, Any], np.ndarray]:
-  """Metrics of `num` samples at each loop count.
-
-  Labels take turns, so classes are balanced; the same seeds serve every loop
-  count. The reference of `fd_lenet` is the whole data set, both splits.
+  """A row of `measure` for each of `loops`, the same seeds in every row.
 
   Returns:
     (report, pictures): {'recipe', 'rows'} as in elastic.json, and uint8
     [len(loops), 12, h, w, c] samples.
   """
-  # A masked model's data are tokens; its tokenizer knows the images.
-  pixels = draw.tokenizer.config if draw.tokenizer else config
-  train, test = (
-    sources.in_memory(sources.load_source(pixels, split))
-    for split in sources.SPLITS
-  )
-  classes = config.data.num_classes
-  reference = Reference(train, test, classes)
-  labels = np.arange(num) % classes
-  # Compiles, and is not timed.
-  draw(params, labels[:1], loops[0], seed, guidance)
-
+  reference = load_reference(draw.config, draw)
   rows, pictures = [], []
-  for count in loops:
-    began = time.monotonic()
-    samples = draw(params, labels, count, seed, guidance)
-    seconds = time.monotonic() - began
-    rows.append(
-      {
-        'loops': count,
-        **reference.measure(samples, labels),
-        'gflops_per_sample': (
-          flops.flops_per_sample(config, count, guidance) / 1e9
-        ),
-        'seconds_per_sample': seconds / num,
-      }
+  for schedule in loops:
+    if not rows or schedule.rebatch:  # Compiles, and is not timed.
+      draw(params, [0], schedule, seed, refined=refined)
+    row, samples = measure(
+      draw, params, reference, schedule, num, seed, refined
     )
+    rows.append(row)
     pictures.append(viz.to_uint8(samples[:_SHOWN]))
+  recipe = make_recipe(draw, reference, step, num)
+  recipe |= {'seed': seed}
+  if refined:
+    recipe['refine'] = dataclasses.asdict(refined)
+  return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
+
+
+def make_recipe(
+  draw: Draw, reference: Reference, step: int, num: int
+) -> dict[str, Any]:
+  """How samples are made and measured, but for what the rows say."""
+  config = draw.config
   s = config.sample
   recipe = {
     'checkpoint_step': step,
     'weights': f'ema {config.optim.ema_decay}',
     'num_samples': num,
     'labels': 'balanced',
-    'seed': seed,
     'sampler': s.method,
     'num_steps': s.num_steps,
-    'guidance': s.guidance if guidance is None else guidance,
-    'guidance_interval': [s.guidance_low, s.guidance_high],
+    **{name: s[name] for name in VALUES},
     'max_loops_in_training': config.model.max_loops,
     'fd_lenet_reference': (
-      f'{pixels.data.source}, {len(reference.images)} examples'
+      f'{pixel_config(config, draw).data.source}, '
+      f'{len(reference.images)} examples'
     ),
     'fd_lenet_floor': reference.floor,
     'lenet_test_accuracy': reference.lenet_accuracy,
@@ -95,7 +147,6 @@ def evaluate(
     y = draw.tokenizer.reconstruct(draw.tokenizer.encode(x))
     recipe['tokenizer'] = draw.tokenizer.fingerprint
     for name in (
-      'guidance_schedule',
       'mask_schedule',
       'temperature_bias',
       'temperature_scale',
@@ -103,7 +154,7 @@ def evaluate(
     ):
       recipe[name] = s[name]
     recipe['fd_lenet_reconstruction'] = reference.measure(2 * y - 1)['fd_lenet']
-  return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
+  return recipe
 
 
 def spread(images: np.ndarray, num: int) -> np.ndarray:
@@ -114,21 +165,27 @@ def spread(images: np.ndarray, num: int) -> np.ndarray:
 def table(report: dict[str, Any]) -> str:
   """The rows as text, the floor beside them."""
   recipe = report['recipe']
-  lines = ['loops   fd_lenet   class accuracy   GFLOPs/sample   ms/sample']
+  width = max(5, *(len(str(row['loops'])) for row in report['rows']))
+  lines = [
+    f'{"loops":{width}s}   mean   fd_lenet   class accuracy   GFLOPs/sample'
+    '   ms/sample'
+  ]
   for row in report['rows']:
     lines.append(
-      f'{row["loops"]:5d}   {row["fd_lenet"]:8.2f}   '
-      f'{row["class_accuracy"]:14.3f}   {row["gflops_per_sample"]:13.2f}   '
+      f'{row["loops"]!s:>{width}s}   {row["mean_loops"]:4.2f}   '
+      f'{row["fd_lenet"]:8.2f}   {row["class_accuracy"]:14.3f}   '
+      f'{row["gflops_per_sample"]:13.2f}   '
       f'{1e3 * row["seconds_per_sample"]:9.2f}'
     )
   lines.append(
-    f'floor   {recipe["fd_lenet_floor"]:8.2f}   '
+    f'{"floor":{width + 7}s}   {recipe["fd_lenet_floor"]:8.2f}   '
     f'{recipe["lenet_test_accuracy"]:14.3f}   (half of the real data '
     'against the other half; LeNet on the test split)'
   )
   if 'fd_lenet_reconstruction' in recipe:
     lines.append(
-      f'tokens  {recipe["fd_lenet_reconstruction"]:8.2f}   (real images '
+      f'{"tokens":{width + 7}s}   '
+      f'{recipe["fd_lenet_reconstruction"]:8.2f}   (real images '
       'through the tokenizer and back)'
     )
   return '\n'.join(lines)

@@ -1,9 +1,4 @@
-"""Ancestral DDPM and DDIM sampling of a looped denoiser.
-
-One `lax.scan` over K steps with a documented state. The loop count, the
-guidance scale and its interval are traced: one compiled sampler serves every
-number of loops and every loop schedule.
-"""
+"""Ancestral DDPM and DDIM sampling of a looped denoiser."""
 
 from collections.abc import Callable
 import dataclasses
@@ -15,17 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from elt_jax.config import sample_shape
-from elt_jax.keys import per_example
-from elt_jax.models.elt import ELT
+from elt_jax.models.elt import ELT, Head
+from elt_jax.models.looped import Block
 from elt_jax.objectives import diffusion
-from elt_jax.samplers.guidance import guided
+from elt_jax.samplers.guidance import relative_change
+from elt_jax.samplers.plan import step_times
+from elt_jax.samplers.sampler import Sampler
 
 Array = jax.Array
-
-
-def sampling_times(num_steps: int) -> np.ndarray:
-  """[num_steps + 1] float32 times from 1 to 0, evenly spaced."""
-  return np.linspace(1.0, 0.0, num_steps + 1, dtype=np.float32)
 
 
 @struct.dataclass
@@ -42,87 +34,77 @@ class SamplerState:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionSampler:
-  """Settings that shape the compiled program.
+class DiffusionSampler(Sampler):
+  """Settings that shape the compiled program; see `Sampler` for the rest.
 
   Attributes:
-    model: the looped denoiser.
     shape: of one sample, (h, w, c) or (f, h, w, c).
-    schedule: log-SNR over time, as in training.
+    noise_schedule: log-SNR over time, as in training.
     prediction: how the model's output is read, as in training.
-    num_steps: K, uniform steps from t = 1 to t = 0.
     eta: 0 is DDIM, 1 ancestral DDPM, between them DDIM's family.
     clip: clips the data estimate to [-1, 1]; for pixels, not for latents.
-    null_label: the class of the unconditional pass.
   """
 
-  model: ELT
   shape: tuple[int, ...]
-  schedule: diffusion.CosineSchedule
+  noise_schedule: diffusion.CosineSchedule
   prediction: str
-  num_steps: int
   eta: float
   clip: bool
-  null_label: int
 
-  def __call__(
+  def start(self, keys: Array) -> SamplerState:
+    """Pure noise."""
+    z = self._noise(keys, jnp.int32(0))
+    return SamplerState(z, z)
+
+  def schedule(self) -> dict[str, Array]:
+    """'k' the step; 't' its time, and 't_next', that of the next."""
+    times = step_times(self.num_steps)
+    return {
+      'k': jnp.arange(self.num_steps),
+      't': jnp.asarray(times),
+      't_next': jnp.asarray(np.append(times[1:], np.float32(0))),
+    }
+
+  def bind(
     self,
     params: Any,
-    key: Array,
+    state: SamplerState,
     labels: Array,
-    loops: Array,
-    guidance: Array,
-    interval: Array,
-    index: Array | None = None,
-  ) -> Array:
-    """Draws one sample per label.
+    at: dict[str, Array],
+  ) -> tuple[Array, Block, Head]:
+    """The head gives the estimate of the data, not clipped."""
+    time = jnp.full(labels.shape, at['t'])
+    h, block, head = self.model.bind(params, state.z, time, labels)
+    logsnr = self.noise_schedule.logsnr(at['t'])
+    x0 = lambda h: diffusion.x0_from(self.prediction, head(h), state.z, logsnr)
+    return h, block, x0
 
-    Args:
-      params: model parameters, as a rule the moving average.
-      key: key of this draw.
-      labels: int32 [b].
-      loops: int32, scalar or [num_steps]: loops at each step.
-      guidance: float32 scalar s; 1 turns guidance off.
-      interval: float32 [2], the times (low, high) within which guidance acts.
-      index: int32 [b], default 0..b-1. A sample's noise depends on the key
-        and its index alone, not on the batch it is drawn in.
-
-    Returns:
-      float32 [b, *shape] in the range of the training data.
-    """
-    index = jnp.arange(labels.shape[0]) if index is None else index
-    keys = per_example(key, index)
-    loops = jnp.broadcast_to(jnp.asarray(loops, jnp.int32), (self.num_steps,))
-    times = sampling_times(self.num_steps)
-
-    def noise(step: Array) -> Array:
-      draw = lambda k: jax.random.normal(
-        jax.random.fold_in(k, step), self.shape
-      )
-      return jax.vmap(draw)(keys)
-
-    def body(state: SamplerState, inputs):
-      step, t, t_next, num_loops = inputs
-
-      def denoise(z, labels):
-        time = jnp.full(labels.shape, t)
-        out, _ = self.model.apply(params, z, time, labels, num_loops=num_loops)
-        return diffusion.x0_from(
-          self.prediction, out, z, self.schedule.logsnr(t)
-        )
-
-      active = (interval[0] <= t) & (t <= interval[1])
-      x0 = guided(denoise, state.z, labels, self.null_label, guidance, active)
-      x0 = jnp.clip(x0, -1, 1) if self.clip else x0
-      z = self._move(state.z, x0, t, t_next, lambda: noise(step + 1))
-      return SamplerState(z, x0), None
-
-    z = noise(jnp.int32(0))
-    steps = jnp.arange(self.num_steps, dtype=jnp.int32)
-    state, _ = jax.lax.scan(
-      body, SamplerState(z, z), (steps, times[:-1], times[1:], loops)
+  def advance(
+    self,
+    keys: Array,
+    state: SamplerState,
+    output: Array,
+    at: dict[str, Array],
+  ) -> SamplerState:
+    """To the next time."""
+    x0 = jnp.clip(output, -1, 1) if self.clip else output
+    noise = lambda: self._noise(keys, at['k'] + 1)
+    return SamplerState(
+      self._move(state.z, x0, at['t'], at['t_next'], noise), x0
     )
+
+  def change(self, state: SamplerState, new: Array, old: Array) -> Array:
+    """Relative, of the estimates of the data."""
+    del state
+    return relative_change(new, old)
+
+  def finish(self, state: SamplerState) -> Array:
+    """float32 [b, *shape] in the range of the training data."""
     return state.x0
+
+  def _noise(self, keys: Array, step: Array) -> Array:
+    draw = lambda k: jax.random.normal(jax.random.fold_in(k, step), self.shape)
+    return jax.vmap(draw)(keys)
 
   def _move(
     self, z: Array, x0: Array, t: Array, t_next: Array, noise: Callable
@@ -134,7 +116,8 @@ class DiffusionSampler:
     v = eta^2 sigma_s^2 (1 - exp(lambda_t - lambda_s)). At eta = 1 that is the
     exact posterior q(z_s | z_t, x0) of ancestral DDPM.
     """
-    logsnr_t, logsnr_s = self.schedule.logsnr(t), self.schedule.logsnr(t_next)
+    logsnr_t = self.noise_schedule.logsnr(t)
+    logsnr_s = self.noise_schedule.logsnr(t_next)
     alpha_t, sigma_t = diffusion.alpha_sigma(logsnr_t)
     alpha_s, sigma_s = diffusion.alpha_sigma(logsnr_s)
     eps = (z - alpha_t * x0) / sigma_t
@@ -145,24 +128,19 @@ class DiffusionSampler:
     return alpha_s * x0 + kept * eps + sigma_s * jnp.sqrt(share) * noise()
 
 
-def guidance_scales(config: Any, scale: float) -> tuple[np.ndarray, np.ndarray]:
-  """(time, scale) of each sampling step, [K] each."""
-  times = sampling_times(config.sample.num_steps)[:-1]
-  return times, np.full_like(times, scale)
-
-
 def build_sampler(config: Any, model: ELT) -> DiffusionSampler:
   """The sampler of an experiment config, to be jitted by the caller."""
   o, d, s = config.objective, config.data, config.sample
   return DiffusionSampler(
     model=model,
+    num_steps=s.num_steps,
+    null_label=d.num_classes,
+    watch=s.watch,
     shape=sample_shape(config),
-    schedule=diffusion.CosineSchedule(
+    noise_schedule=diffusion.CosineSchedule(
       o.logsnr_min, o.logsnr_max, o.logsnr_shift
     ),
     prediction=o.prediction,
-    num_steps=s.num_steps,
     eta={'ddim': 0.0, 'ddpm': 1.0}[s.method],
     clip=s.clip,
-    null_label=d.num_classes,
   )

@@ -1,9 +1,11 @@
 """Any number of samples through one compiled program of a fixed batch size."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -11,15 +13,45 @@ from elt_jax import sharding
 from elt_jax.keys import random_stream
 from elt_jax.mesh import batch_shards
 from elt_jax.models.elt import ELT
-from elt_jax.samplers import build_sampler
+from elt_jax.samplers import build_sampler, refine
+from elt_jax.samplers.loops import Loops, parse
+from elt_jax.samplers.masked import Decoded
+from elt_jax.samplers.plan import Plan, build_plan
+from elt_jax.samplers.rebatch import Rebatched
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 
-class Draw:
-  """Draws samples of a model; compiled once for every loop count.
+class Spent(NamedTuple):
+  """What a run through the sampler cost.
 
   Attributes:
-    num_steps: K.
+    plan: of the run.
+    loops: float [K, 2], loops really run at each step by the conditional and
+      the unconditional pass, a mean over samples.
+  """
+
+  plan: Plan
+  loops: np.ndarray
+
+
+class Drawn(NamedTuple):
+  """Samples and the runs that made them.
+
+  Attributes:
+    samples: float32 [n, (f,) h, w, c] in the range of the training data;
+      int32 tokens [n, *grid] of a masked model without a tokenizer.
+    spent: the run, and each round of refinement.
+  """
+
+  samples: np.ndarray
+  spent: list[Spent]
+
+
+class Draw:
+  """Draws samples of a model; compiled once for every plan.
+
+  Attributes:
+    config: of the model.
     tokenizer: what decodes the samples of a masked model, or None.
   """
 
@@ -42,94 +74,159 @@ class Draw:
       tokenizer: of a masked model, to turn tokens into images; None where the
         model draws images itself.
     """
-    s = config.sample
+    self.config = config
+    self.tokenizer = tokenizer
     self._mesh = mesh
     shards = batch_shards(mesh)
-    self._batch_size = -(-(batch_size or s.batch_size) // shards) * shards
-    self._guidance = s.guidance
-    self._interval = (s.guidance_low, s.guidance_high)
-    self._num_classes = config.data.num_classes
-    self._guidable = config.objective.label_dropout > 0
-    self._sample = jax.jit(build_sampler(config, model))
-    self.tokenizer = tokenizer
-    self.num_steps = s.num_steps
+    batch_size = batch_size or config.sample.batch_size
+    self._batch_size = -(-batch_size // shards) * shards
+    self._sampler = build_sampler(config, model)
+    self._programs = {}
 
-  def __call__(
+  def __call__(self, *args: Any, **kwargs: Any) -> np.ndarray:
+    """The samples of `sample`, without their cost."""
+    return self.sample(*args, **kwargs).samples
+
+  def sample(
     self,
     params: Any,
-    labels: np.ndarray,
-    loops: int | list[int],
+    labels: Sequence[int],
+    loops: int | str | Sequence[int] | Loops,
     seed: int,
-    guidance: float | None = None,
     known: np.ndarray | None = None,
-  ) -> np.ndarray:
+    refined: refine.Refine | None = None,
+    **changes: Any,
+  ) -> Drawn:
     """One sample per label.
+
+    Sample i depends on (seed, i, labels[i]) and on how it is drawn, and on no
+    other sample, unless `loops` ends steps early: those wait for their batch.
 
     Args:
       params: the moving average of a trained model.
       labels: int [n], in [0, num_classes).
-      loops: loops at every step, or one number per step.
-      seed: sample i depends on (seed, i, labels[i], loops) and no other i.
-      guidance: scale s; None takes config.sample.guidance.
+      loops: loops at every step, one number per step, or a form of
+        `samplers.loops`.
+      seed: of the noise.
       known: int32 [n, *grid], for masked models: tokens to keep, -1 where they
         are to be drawn.
-
-    Returns:
-      float32 [n, (f,) h, w, c] in the range of the training data.
+      refined: rounds of refinement, for masked models.
+      **changes: in place of values of config.sample; see `plan.VALUES`.
 
     Raises:
-      ValueError: on labels, loops, guidance or known tokens out of range, or
-        a schedule that is not of one loop count per step.
+      ValueError: on labels, loops, guidance or known tokens out of range.
     """
     labels = np.asarray(labels, np.int32)
-    if labels.min() < 0 or labels.max() >= self._num_classes:
+    classes = self.config.data.num_classes
+    if labels.min() < 0 or labels.max() >= classes:
       raise ValueError(
-        f'Labels must be in 0..{self._num_classes - 1}, got '
+        f'Labels must be in 0..{classes - 1}, got '
         f'{labels.min()}..{labels.max()}.'
       )
-    loops = np.asarray(loops, np.int32)
-    if loops.min() < 1 or loops.shape not in ((), (self.num_steps,)):
+    if (known is not None or refined) and self.tokenizer is None:
       raise ValueError(
-        'loops must be one number or one per sampling step '
-        f'({self.num_steps}), each at least 1; got {loops.tolist()}.'
+        'Known tokens and refinement are for masked models with a tokenizer.'
       )
-    loops = np.broadcast_to(loops, (self.num_steps,))
-    scale = self._guidance if guidance is None else guidance
-    if not 0 <= scale < float('inf'):
-      raise ValueError(f'guidance must be a number of at least 0, got {scale}.')
-    if scale != 1 and not self._guidable:
-      raise ValueError(
-        f'guidance = {scale}: this model was trained without dropped labels '
-        'and cannot be guided; use 1.'
+    if self.tokenizer and known is None:
+      known = np.full((len(labels), *self.tokenizer.grid), -1)
+    given = {} if known is None else {'known': self._checked(known, labels)}
+    loops = parse(loops, self.config)
+    plan = build_plan(self.config, loops, **changes)
+    key = random_stream(seed, 'sample')
+    run = self._rebatched if loops.rebatch else self._batches
+    out, spent = run(params, key, labels, plan, given)
+    spent = [Spent(plan, spent)]
+    for n in range(refined.rounds if refined else 0):
+      key = jax.random.fold_in(random_stream(seed, 'refine'), n)
+      out, more = self._refine(
+        params, key, labels, out, known, refined, changes
       )
-    if known is not None:
-      self._check_known(known, len(labels))
-    batched = sharding.batch_sharding(self._mesh)
-    out, extra = [], {}
-    for start in range(0, len(labels), self._batch_size):
-      index = np.arange(start, start + self._batch_size, dtype=np.int32)
-      # The last batch is filled up by repeating the last label.
-      place = np.minimum(index, len(labels) - 1)
-      if known is not None:
-        kept = known[place].astype(np.int32)
-        extra = {'known': jax.device_put(kept, batched)}
-      samples = self._sample(
-        params,
-        random_stream(seed, 'sample'),
-        jax.device_put(labels[place], batched),
-        jnp.asarray(loops),
-        jnp.float32(scale),
-        jnp.asarray(self._interval, jnp.float32),
-        jax.device_put(index, batched),
-        **extra,
-      )
-      out.append(self.tokenizer.decode(samples) if self.tokenizer else samples)
-    return np.concatenate(jax.device_get(out))[: len(labels)]
+      spent.append(more)
+    if isinstance(out, Decoded):
+      out = self._decode(out.tokens) if self.tokenizer else out.tokens
+    return Drawn(out, spent)
 
-  def _check_known(self, known: np.ndarray, count: int) -> None:
-    if self.tokenizer is None:
-      raise ValueError('Known tokens are for masked models with a tokenizer.')
-    shape = (count, *self.tokenizer.grid)
+  def _batches(
+    self,
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray,
+    plan: Plan,
+    given: dict[str, np.ndarray],
+    num_steps: int | None = None,
+  ) -> tuple[Any, np.ndarray]:
+    """(what the sampler gives, in numpy; loops run), batch after batch."""
+    batched = sharding.batch_sharding(self._mesh)
+    program = self._program(num_steps or self._sampler.num_steps)
+    rows = {'labels': labels, **given}
+    out, loops = [], []
+    for index, place in self._parts(len(labels)):
+      # The last batch is filled up by repeating its last sample.
+      parts = {k: jax.device_put(v[place], batched) for k, v in rows.items()}
+      samples, report = program(
+        params,
+        key,
+        plan=plan,
+        index=jax.device_put(index, batched),
+        **parts,
+      )
+      out.append(samples)
+      loops.append(report.loops)
+    out = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(out))
+    first = jax.tree.map(lambda x: x[: len(labels)], out)
+    return first, np.mean(jax.device_get(loops), 0)
+
+  def _program(self, num_steps: int) -> Any:
+    """The compiled sampler of K steps; a round of refinement has its own."""
+    if num_steps not in self._programs:
+      sampler = dataclasses.replace(self._sampler, num_steps=num_steps)
+      self._programs[num_steps] = jax.jit(sampler.__call__)
+    return self._programs[num_steps]
+
+  @functools.cached_property
+  def _rebatched(self) -> Rebatched:
+    return Rebatched(self._sampler, self._mesh, self._batch_size)
+
+  def _parts(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(places, the same without those past the end) of each batch."""
+    for start in range(0, count, self._batch_size):
+      index = np.arange(start, start + self._batch_size, dtype=np.int32)
+      yield index, np.minimum(index, count - 1)
+
+  def _refine(
+    self,
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray,
+    draft: Any,
+    known: np.ndarray,
+    how: refine.Refine,
+    changes: dict[str, Any],
+  ) -> tuple[Any, Spent]:
+    """(decoded anew, cost) of one round."""
+    keep = refine.least_confident(
+      draft.tokens, draft.log_p, known >= 0, how.share
+    )
+    config = self.config.copy_and_resolve_references()
+    config.sample.num_steps = how.steps
+    plan = build_plan(config, how.loops, **changes)
+    out, loops = self._batches(
+      params, key, labels, plan, {'known': keep}, how.steps
+    )
+    log_p = np.where(keep < 0, out.log_p, draft.log_p)
+    return out.replace(log_p=log_p), Spent(plan, loops)
+
+  def _decode(self, tokens: np.ndarray) -> np.ndarray:
+    """int32 [n, *grid] -> float32 [n, (f,) h, w, c] in [-1, 1]."""
+    batched = sharding.batch_sharding(self._mesh)
+    images = [
+      self.tokenizer.decode(jax.device_put(tokens[place], batched))
+      for _, place in self._parts(len(tokens))
+    ]
+    return np.concatenate(jax.device_get(images))[: len(tokens)]
+
+  def _checked(self, known: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    shape = (len(labels), *self.tokenizer.grid)
     codes = self.tokenizer.config.tokenizer.codebook_size
     low, high = int(known.min()), int(known.max())
     if known.shape != shape or low < -1 or high >= codes:
@@ -137,3 +234,4 @@ class Draw:
         f'known must be {shape} with values in -1..{codes - 1}, got '
         f'{known.shape} with {low}..{high}.'
       )
+    return known.astype(np.int32)

@@ -1,47 +1,108 @@
-"""Classifier-free guidance in the convention u + s (c - u).
+"""One guided evaluation of a looped model, in every mode; see `plan`.
 
-s = 1 is the conditional model, s = 0 the unconditional one (Ho and Salimans,
-arXiv 2207.12598, with w = s - 1). Guidance may be limited to an interval of
-noise levels (Kynkaanniemi et al., arXiv 2404.07724): outside it the
-unconditional pass is not run.
+A mode is a matter of values: how many loops the conditional and the
+unconditional pass run, at which loop the weak output is read, and the two
+scales. Each pass may also end early, when its output has converged.
 """
 
 from collections.abc import Callable
 
+from flax import struct
 import jax
 import jax.numpy as jnp
+
+from elt_jax.models.elt import Head
+from elt_jax.models.looped import Block, run_loops_until
+from elt_jax.samplers.plan import Plan
 
 Array = jax.Array
 
 
-def guided(
-  model: Callable[[Array, Array], Array],
-  z: Array,
-  labels: Array,
-  null_label: int,
-  scale: Array,
-  active: Array,
-) -> Array:
-  """One guided evaluation.
+@struct.dataclass
+class Report:
+  """What an evaluation cost, and how hard its examples were.
 
-  Args:
-    model: (z, labels) -> output, any batch size.
-    z: [b, ...] state.
-    labels: int32 [b].
-    null_label: the class that stands for no condition.
-    scale: s, traced scalar.
-    active: traced bool scalar; where false the output is the conditional one.
-
-  Returns:
-    [b, ...] output.
+  Attributes:
+    loops: int32 [2], loops run by the conditional and unconditional pass.
+    change: float32 [b], the first relative change that was measured in the
+      conditional pass; infinity where the tolerance is 0.
   """
 
-  def both(z, labels):
-    # Interleaved, so that both halves of a pair stay on one device.
-    pair = lambda c, u: jnp.stack([c, u], 1).reshape(-1, *c.shape[1:])
-    out = model(pair(z, z), pair(labels, jnp.full_like(labels, null_label)))
-    out = out.reshape(-1, 2, *out.shape[1:])
-    conditional, unconditional = out[:, 0], out[:, 1]
-    return unconditional + scale * (conditional - unconditional)
+  loops: Array
+  change: Array
 
-  return jax.lax.cond(active & (scale != 1), both, model, z, labels)
+
+def guided(
+  bind: Callable[[Array], tuple[Array, Block, Head]],
+  labels: Array,
+  null_label: int | None,
+  plan: Plan,
+  watch: str,
+  change: Callable[[Array, Array], Array],
+) -> tuple[Array, Report]:
+  """The output of one sampling step.
+
+  Args:
+    bind: labels -> (h, block, head), as `ELT.bind`.
+    labels: int32 [b].
+    null_label: the class that stands for no condition; None if the model has
+      none and is never guided by it.
+    plan: of this step, traced scalars.
+    watch: what convergence compares from loop to loop, 'output' or 'state'.
+    change: (new, old) -> [b], how far two outputs are from each other.
+
+  Returns:
+    ([b, ...] output, report).
+  """
+
+  def run(labels: Array, loops: Array, exit_loop: Array):
+    h, block, head = bind(labels)
+    watch_output = watch == 'output'
+    run = run_loops_until(
+      block,
+      h,
+      head if watch_output else lambda h: h,
+      change if watch_output else relative_change,
+      max_loops=loops,
+      min_loops=plan.min_loops,
+      tolerance=plan.tolerance,
+      exit_loop=exit_loop,
+    )
+    last = lambda: head(run.h)
+    if watch_output:  # The last look was at it.
+      out = jax.lax.cond(plan.tolerance > 0, lambda: run.seen, last)
+    else:
+      out = last()
+    weak = jax.lax.cond(exit_loop > 0, lambda: head(run.h_exit), lambda: out)
+    return out, weak, run.loops, run.change
+
+  # The passes take turns in one loop of the program: its body is compiled
+  # once, and each runs as many loops as it is given.
+  passes = (labels[None], plan.loops[None], plan.exit_loop[None])
+  if null_label is not None:
+    null = (jnp.full_like(labels, null_label), plan.null_loops, jnp.int32(0))
+    passes = jax.tree.map(
+      lambda x, y: jnp.concatenate([x, y[None]]), passes, null
+    )
+  shapes = jax.eval_shape(run, labels, plan.loops, plan.exit_loop)
+  nothing = lambda *_: jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), shapes
+  )
+  out, weak, loops, changes = jax.lax.map(
+    lambda x: jax.lax.cond(x[1] > 0, run, nothing, *x), passes
+  )
+  strong = out[0]
+  result = strong + (plan.exit_scale - 1) * (strong - weak[0])
+  if null_label is None:
+    return result, Report(jnp.pad(loops, (0, 1)), changes[0])
+  # A pass that was left out gave zeros, and its scale is 1.
+  result = result + (plan.scale - 1) * (strong - out[1])
+  return result, Report(loops, changes[0])
+
+
+def relative_change(new: Array, old: Array) -> Array:
+  """|new - old| / |new| of every example, [b]: Euclidean norms, in float32."""
+  axes = tuple(range(1, new.ndim))
+  norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes))
+  new, old = new.astype(jnp.float32), old.astype(jnp.float32)
+  return norm(new - old) / jnp.maximum(norm(new), 1e-12)

@@ -1,0 +1,105 @@
+"""Exit by sample: batches made anew between sampling steps, by difficulty.
+
+A batch in one program runs as many loops as its slowest sample needs. Between
+two sampling steps the host sorts all samples by how far their outputs moved
+between the first loops of the step before, and cuts batches of samples that
+are alike: the easy batches then end early. It costs a program call per batch
+and step, with the states through the host; whether that pays is a question of
+wall time.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+import numpy as np
+
+from elt_jax import sharding
+from elt_jax.keys import per_example
+from elt_jax.samplers.plan import Plan
+from elt_jax.samplers.sampler import Sampler
+
+
+class Rebatched:
+  """Draws any number of samples together, a step at a time."""
+
+  def __init__(self, sampler: Sampler, mesh: Mesh, batch_size: int):
+    """`batch_size` is a multiple of the devices of `mesh`."""
+    self._sampler = sampler
+    self._batch_size = batch_size
+    self._batched = sharding.batch_sharding(mesh)
+    self._start = jax.jit(
+      lambda key, index, given: sampler.start(per_example(key, index), **given)
+    )
+    self._step = jax.jit(
+      lambda params, key, index, *rest: sampler.step(
+        params, per_example(key, index), *rest
+      )
+    )
+    self._finish = jax.jit(sampler.finish)
+
+  def __call__(
+    self,
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray,
+    plan: Plan,
+    given: dict[str, np.ndarray],
+  ) -> tuple[Any, np.ndarray]:
+    """One sample per label.
+
+    Args:
+      params: model parameters.
+      key: key of this draw.
+      labels: int32 [n].
+      plan: of K steps, with a tolerance above 0.
+      given: what the sampler's `start` takes besides keys, [n, ...] each.
+
+    Returns:
+      (what the sampler gives, in numpy; float [K, 2] loops run, on average).
+    """
+    batches = -(-len(labels) // self._batch_size)
+    index = np.arange(batches * self._batch_size, dtype=np.int32)
+    # Filled up by repeating the last sample, which is then dropped.
+    index = np.minimum(index, len(labels) - 1)
+    rows = {'index': index, 'labels': labels[index]}
+    rows['given'] = {name: values[index] for name, values in given.items()}
+    start = lambda part: self._start(key, part['index'], part['given'])
+    rows['state'] = self._each(start, rows, np.arange(len(index)))
+
+    schedule = jax.device_get(self._sampler.schedule())
+    difficulty, spent = np.zeros(len(index)), []
+    for k in range(self._sampler.num_steps):
+      of_step = [_row(plan, k), _row(schedule, k)]
+      step = lambda part, of_step=of_step: self._step(
+        params, key, part['index'], part['labels'], part['state'], *of_step
+      )
+      order = np.argsort(-difficulty, kind='stable')
+      rows['state'], report = self._each(step, rows, order)
+      difficulty = report.change
+      spent.append(report.loops.reshape(batches, 2).mean(0))
+    finish = lambda part: self._finish(part['state'])
+    out = self._each(finish, rows, np.arange(len(index)))
+    return jax.tree.map(lambda x: x[: len(labels)], out), np.stack(spent)
+
+  def _each(self, program: Any, rows: Any, order: np.ndarray) -> Any:
+    """`program` over batches of `rows` in `order`; its results in theirs.
+
+    Arrays with a row per sample come back in the order of `rows`, others one
+    after the other.
+    """
+    out = []
+    for part in order.reshape(-1, self._batch_size):
+      batch = jax.device_put(_row(rows, part), self._batched)
+      out.append(program(batch))
+    back = np.argsort(order)
+
+    def join(*parts: np.ndarray) -> np.ndarray:
+      whole = np.concatenate(parts)
+      return whole[back] if len(whole) == len(order) else whole
+
+    return jax.tree.map(join, *jax.device_get(out))
+
+
+def _row(tree: Any, k: int | np.ndarray) -> Any:
+  return jax.tree.map(lambda x: x[k], tree)
