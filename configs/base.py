@@ -35,6 +35,9 @@ def get_base() -> ml_collections.ConfigDict:
   c.objective = o = ml_collections.ConfigDict()
   o.exits = 'ilsd'  # ilsd | none (vanilla looping) | all (deep supervision)
   o.min_loops = 1  # L_min: earliest exit of the student
+  o.randomize_max_loops = (
+    0  # teacher's depth: a draw from this..L_max; 0: L_max
+  )
   o.prediction = 'v'  # v | x0 | eps: what the network's output means
   o.weighting = 'sigmoid'  # sigmoid | v (plain mean squared error of v)
   o.sigmoid_bias = 0.0  # b of the sigmoid weighting
@@ -99,6 +102,7 @@ def get_base() -> ml_collections.ConfigDict:
   t.accumulate_steps = 1  # parts of a batch, one after the other
   t.log_every_steps = 50
   t.sample_every_steps = 0  # grid of samples to samples/; 0 is off
+  t.telemetry_every_steps = 500  # what each loop does, to 2 L_max; 0 is off
   t.seed = 0  # of parameters, noise, exits and dropout
 
   c.checkpoint = k = ml_collections.ConfigDict()

@@ -31,6 +31,7 @@ RESUMABLE = (
   'model.unroll_loops',
   'train.log_every_steps',
   'train.sample_every_steps',
+  'train.telemetry_every_steps',
 )
 
 

@@ -95,14 +95,17 @@ def flops_per_sample(
   return 2 * float(total)
 
 
-def flops_per_step(config: Any) -> int:
+def flops_per_step(config: Any) -> float:
   """FLOPs of one training step: backward is twice forward.
 
-  The student's head is counted, recomputation by remat is not.
+  The student's head is counted, recomputation by remat is not; of a random
+  depth, the mean.
   """
-  exits = {'ilsd': 2, 'none': 1}.get(
-    config.objective.exits, config.model.max_loops
-  )
-  forward = macs_per_pass(config, config.model.max_loops)
+  m, o = config.model, config.objective
+  exits = {'ilsd': 2, 'none': 1}.get(o.exits, m.max_loops)
+  depth = m.max_loops
+  if o.randomize_max_loops:
+    depth = (o.randomize_max_loops + depth) / 2
+  forward = macs_per_pass(config, 0) + depth * macs_per_block(config)
   forward += (exits - 1) * macs_per_head(config)
   return 3 * 2 * config.train.batch_size * forward

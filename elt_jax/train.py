@@ -38,7 +38,7 @@ from elt_jax.preview import build_preview
 from elt_jax.progress import Progress
 from elt_jax.tokenizers import pretrained
 from elt_jax.tokenizers.pretrained import Tokenizer
-from elt_jax.train_step import build_train_step
+from elt_jax.train_step import build_telemetry, build_train_step
 from elt_jax.validation import validate
 
 log = logging.getLogger('elt_jax.train')
@@ -61,6 +61,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
   optimizer = optim.build_optimizer(config)
   source = sources.load_source(config, 'train')
   tokenizer = getattr(source, 'tokenizer', None)  # Of a token cache.
+  looped = config.model.family != 'tokenizer'
   dataset = pipeline.build_dataset(
     config, source, jax.process_index(), jax.process_count()
   )
@@ -102,6 +103,9 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     batches = pipeline.batches(
       dataset, sharding.batch_sharding(mesh), start, config.data.num_threads
     )
+    telemetry = None
+    if looped and config.train.telemetry_every_steps:
+      telemetry = build_telemetry(config, objective, mesh, shardings)
     preview = None
     if config.train.sample_every_steps:
       preview = build_preview(config, model, mesh, tokenizer)
@@ -123,8 +127,13 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         progress.step()
         stop = interrupt.asked  # Read once: it may change at any time.
         last = stop or step == num_steps
-        if last or step % config.train.log_every_steps == 0:
+        look = telemetry and step % config.train.telemetry_every_steps == 0
+        if last or look or step % config.train.log_every_steps == 0:
           means = window.read()
+          if look:
+            began = time.monotonic()
+            means |= by_loop(telemetry(state, batch))
+            progress.skip_time(time.monotonic() - began)
           progress.report(step, {'loss': means['train/loss']})
           means['train/steps_per_second'] = progress.rate
           writer.write_scalars(step, means)
@@ -141,6 +150,15 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         if stop:
           log.warning('Stopping at step %d of %d: saved.', step, num_steps)
           return
+
+
+def by_loop(telemetry: dict[str, jax.Array]) -> dict[str, float]:
+  """{'update': [0.3, 0.1]} -> {'loop_1/update': 0.3, 'loop_2/update': 0.1}."""
+  return {
+    f'loop_{i + 1}/{name}': float(value)
+    for name, values in jax.device_get(telemetry).items()
+    for i, value in enumerate(values)
+  }
 
 
 class Window:

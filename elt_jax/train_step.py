@@ -80,6 +80,26 @@ def build_train_step(
   )
 
 
+def build_telemetry(
+  config: Any, objective: Any, mesh: Mesh, shardings: TrainState
+) -> Callable[[TrainState, Batch], dict[str, jax.Array]]:
+  """Jitted (state, batch) -> what each loop does, [2 L_max] each.
+
+  See `objectives.ilsd.loop_telemetry`. Of a batch that is trained in parts,
+  one part is looked at.
+  """
+  seed, parts = config.train.seed, config.train.accumulate_steps
+
+  def telemetry(state: TrainState, batch: Batch) -> dict[str, jax.Array]:
+    batch = jax.tree.map(lambda x: x[::parts], batch)
+    key = random_stream(seed, 'train')
+    return objective.telemetry(state.params, batch, key, state.step)
+
+  return jax.jit(
+    telemetry, in_shardings=(shardings, sharding.batch_sharding(mesh))
+  )
+
+
 def ema_decay(step: jax.Array, decay: float) -> jax.Array:
   """min(decay, (1 + step) / (10 + step)): short memory at the start."""
   return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

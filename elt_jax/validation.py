@@ -32,6 +32,7 @@ RANGES = {
   'model.patch_size': (1, None),
   'model.patch_frames': (1, None),
   'model.dropout': (0.0, 0.99),
+  'objective.randomize_max_loops': (0, None),
   'objective.label_dropout': (0.0, 1.0),
   'objective.label_smoothing': (0.0, 1.0),
   'objective.unmasked_weight': (0.0, None),
@@ -64,6 +65,7 @@ RANGES = {
   'train.accumulate_steps': (1, None),
   'train.log_every_steps': (1, None),
   'train.sample_every_steps': (0, None),
+  'train.telemetry_every_steps': (0, None),
   'checkpoint.every_steps': (1, None),
   'checkpoint.keep': (1, None),
   'checkpoint.keep_every_steps': (0, None),
@@ -143,6 +145,14 @@ def _validate_loops(config: ConfigDict) -> None:
       f'objective.exits = {o.exits!r} needs 1 <= objective.min_loops < '
       f'model.max_loops, got {o.min_loops} and {m.max_loops}; a model of '
       "one loop trains with objective.exits = 'none'."
+    )
+  low = o.randomize_max_loops
+  least = o.min_loops + 1 if o.exits == 'ilsd' else 1
+  if low and (o.exits == 'all' or not least <= low <= m.max_loops):
+    raise ValueError(
+      f'objective.randomize_max_loops = {low} must be in {least}..'
+      f'{m.max_loops}, above objective.min_loops and up to model.max_loops, '
+      "with objective.exits 'ilsd' or 'none'; 0 turns it off."
     )
 
 

@@ -118,6 +118,7 @@ def trained(tmp_path_factory, data):
     f'--workdir={workdir}',
     '--config.train.num_steps=24',
     '--config.train.sample_every_steps=12',
+    '--config.train.telemetry_every_steps=12',
   )
   return workdir
 
@@ -134,6 +135,8 @@ def test_training_writes_what_it_says(trained):
     'grad_norm',
   ):
     assert all(np.isfinite(r[f'train/{name}']) for r in records)
+  looked = [r['step'] for r in records if 'loop_6/update' in r]
+  assert looked == [12, 24]
   assert sorted(p.name for p in (trained / 'checkpoints').iterdir()) == [
     '20',
     '24',
@@ -148,6 +151,7 @@ def test_killed_run_resumes_bit_for_bit(trained, data, tmp_path):
 
   workdir = tmp_path / 'run'
   args = (*TINY, data, f'--workdir={workdir}', '--config.train.num_steps=24')
+  args += ('--config.train.telemetry_every_steps=12',)
   process = start('train', *args)
   # Killed at a moment of the second half that differs from run to run.
   wait_for_step(process, workdir, 8)

@@ -7,8 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from elt_jax.objectives.ilsd import draw_exit_loop, gt_weight
-from tests.helpers import apply, loss_at, make_objective, objective_of
+from elt_jax.objectives.ilsd import Problem, draw_exit_loop, gt_weight
+from elt_jax.validation import validate
+from tests.helpers import (
+  apply,
+  init_masked,
+  loss_at,
+  make_batch,
+  make_objective,
+  make_tokens,
+  masked_config,
+  objective_of,
+)
 
 KEY, STEPS = jax.random.key(11), 20
 
@@ -65,10 +75,10 @@ def test_the_teacher_gets_no_gradient_from_distillation(config):
   inputs = (x, jnp.full(8, 0.5), batch['label'])
   mse = lambda student, teacher: jnp.mean((student - teacher) ** 2)
 
+  problem = Problem(inputs, jnp.sum, mse, mse, KEY)
+
   def distill(params):
-    _, m = objective.exit_loss(
-      model, params, inputs, jnp.sum, mse, KEY, jnp.int32(0)
-    )
+    _, m = objective.exit_loss(model, params, problem, jnp.int32(0))
     return m['distill'], m['exit_loop']
 
   grads, exit_loop = jax.jit(jax.grad(distill, has_aux=True))(params)
@@ -132,3 +142,77 @@ def test_exit_loss_without_exits_reports_one_term(config):
   )
   _, m = loss_at(vanilla, params, batch, 0)
   assert set(m) == {'gt_final'}
+
+
+@pytest.mark.parametrize('unroll', [False, True])
+def test_a_random_depth_is_a_model_of_that_depth(config, unroll):
+  """Drawn at every step from its range, above the student, in one program."""
+  config.model.max_loops, config.model.unroll_loops = 4, unroll
+  config.objective.randomize_max_loops = 2
+  objective, params, batch = make_objective(config)
+  terms = [loss_at(objective, params, batch, step)[1] for step in range(30)]
+  depths = {int(m['depth']) for m in terms}
+  assert depths == {2, 3, 4}
+  assert all(1 <= m['exit_loop'] < m['depth'] for m in terms)
+  for depth in depths:
+    step = [int(m['depth']) for m in terms].index(depth)
+    config.objective.update({'exits': 'none', 'randomize_max_loops': 0})
+    for name, loops in (('gt_final', depth), ('gt_exit', None)):
+      config.model.max_loops = loops or int(terms[step]['exit_loop'])
+      alone, _ = loss_at(objective_of(config), params, batch, step)
+      np.testing.assert_allclose(terms[step][name], alone, rtol=1e-5)
+
+
+def test_loops_past_the_depth_give_no_gradient(config):
+  """The loss of depth T does not know that the program could run further."""
+  config.model.max_loops, config.objective.randomize_max_loops = 3, 2
+  objective, params, batch = make_objective(config)
+  grads = jax.jit(
+    jax.grad(lambda p, step: objective.loss(p, batch, KEY, step), has_aux=True)
+  )
+  step = next(s for s in range(20) if int(grads(params, s)[1]['depth']) == 2)
+  got, metrics = grads(params, step)
+  config.model.max_loops, config.objective.randomize_max_loops = 2, 0
+  short = objective_of(config)
+  want, _ = jax.jit(jax.grad(short.loss, has_aux=True))(
+    params, batch, KEY, jnp.int32(step)
+  )
+  assert int(metrics['exit_loop']) == 1  # The only one below 2, in both.
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+    got,
+    want,
+  )
+
+
+@pytest.mark.parametrize(
+  'low,exits', [(1, 'ilsd'), (4, 'ilsd'), (4, 'none'), (2, 'all')]
+)
+def test_depths_out_of_range_are_refused(config, low, exits):
+  config.objective.update({'randomize_max_loops': low, 'exits': exits})
+  with pytest.raises(ValueError, match=f'randomize_max_loops = {low} must be'):
+    validate(config)
+
+
+@pytest.mark.parametrize('family', ['diffusion', 'masked'])
+def test_telemetry_is_what_each_loop_does(config, family):
+  if family == 'masked':
+    config = masked_config(config)
+    params, batch = init_masked(config)[1], make_tokens(config)
+  else:
+    params, batch = make_objective(config)[1], make_batch(config, 8)
+  objective = objective_of(config)
+  look = jax.jit(objective.telemetry)(params, batch, KEY, jnp.int32(4))
+  assert {x.shape for x in look.values()} == {(6,)}
+  # The loss of each exit is that of a model of so many loops.
+  config.objective.exits = 'none'
+  for loops in (1, 3, 5):
+    config.model.max_loops = loops
+    alone, _ = loss_at(objective_of(config), params, batch, 4)
+    np.testing.assert_allclose(look['loss'][loops - 1], alone, rtol=1e-4)
+  np.testing.assert_allclose(look['agreement'][2], 1, atol=1e-6)
+  assert (np.delete(np.asarray(look['agreement']), 2) < 1).all()
+  # |h_l| <= |h_(l-1)| + |update|, and the reverse.
+  norm, update = np.asarray(look['state_norm']), np.asarray(look['update'])
+  growth = np.abs(norm[1:] / norm[:-1] - 1)
+  assert (growth <= update[1:] + 1e-6).all() and (update > 0).all()

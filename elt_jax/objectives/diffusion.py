@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from elt_jax.data.transforms import to_unit_range
 from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
-from elt_jax.objectives.ilsd import ExitLoss, Metrics
+from elt_jax.objectives.ilsd import (
+  LoopedObjective,
+  Problem,
+  build_exit_loss,
+)
 
 Array = jax.Array
 
@@ -102,43 +106,35 @@ def per_image(values: Array, like: Array) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionObjective:
+class DiffusionObjective(LoopedObjective):
   """Weighted mean squared error at every trained exit.
 
   Attributes:
-    model: the looped model; its output is read as `prediction`.
-    exit_loss: which exits are trained.
     schedule: log-SNR over time.
-    prediction: 'v', 'x0' or 'eps'.
+    prediction: how the model's output is read, 'v', 'x0' or 'eps'.
     sigmoid_bias: b of the sigmoid weighting; None is plain v-MSE.
     label_dropout: probability of the null class.
     num_classes: id of the null class.
   """
 
-  model: ELT
-  exit_loss: ExitLoss
   schedule: CosineSchedule
   prediction: str
   sigmoid_bias: float | None
   label_dropout: float
   num_classes: int
 
-  def loss(
-    self, params: Any, batch: dict[str, Array], key: Array, step: Array
-  ) -> tuple[Array, Metrics]:
-    """Mean over the batch and over pixels of the weighted squared error.
+  def problem(
+    self, batch: dict[str, Array], key: Array, step: Array
+  ) -> Problem:
+    """Losses are means over the batch and over pixels, weighted by time.
 
     Args:
-      params: model parameters.
       batch: 'image' uint8 [b, h, w, c] (0..255) or float in [-1, 1], or clips
         [b, f, h, w, c]; 'label' int32 [b]; 'index' int32 [b], the position in
         the global batch: an example's noise depends on it, and on nothing of
         how the batch is split.
       key: key of the run; `step` is folded in here.
       step: int32 scalar.
-
-    Returns:
-      (loss, metrics), both float32.
     """
     key = jax.random.fold_in(key, step)
     key_exit, key_examples = jax.random.split(key)
@@ -163,14 +159,20 @@ class DiffusionObjective:
       )
       return jnp.mean(weight * error)
 
-    return self.exit_loss(
-      self.model,
-      params,
-      (z, t, labels),
+    def distance(output: Array, final: Array) -> Array:
+      """Of the estimates of the data, relative to their size."""
+      output, final = (
+        x0_from(self.prediction, x, z, per_image(logsnr, x))
+        for x in (output, final)
+      )
+      return jnp.linalg.norm(output - final) / jnp.linalg.norm(final)
+
+    return Problem(
+      inputs=(z, t, labels),
       ground_truth=lambda output: weighted_mse(output, target),
       distill=weighted_mse,
+      agreement=lambda output, final: 1 - distance(output, final),
       key=key_exit,
-      step=step,
     )
 
   def _draw(
@@ -187,7 +189,7 @@ def build_objective(config: Any, model: ELT) -> DiffusionObjective:
   o = config.objective
   return DiffusionObjective(
     model=model,
-    exit_loss=ExitLoss(o.exits, o.min_loops, config.train.num_steps),
+    exit_loss=build_exit_loss(config),
     schedule=CosineSchedule(o.logsnr_min, o.logsnr_max, o.logsnr_shift),
     prediction=o.prediction,
     sigmoid_bias=o.sigmoid_bias if o.weighting == 'sigmoid' else None,

@@ -9,10 +9,15 @@ and the distillation loss L_dist of the family (ELT, arXiv 2604.09168):
 
 lambda falls linearly from 1 at the first step to 0 at the last; L_int is drawn
 once per step, uniformly from L_min..L_max-1, the same for every example.
+
+An option of ours draws the depth of the teacher too, so that no depth is the
+one that was trained: a model trained at one depth alone is best there and
+worse on either side, also beyond.
 """
 
 from collections.abc import Callable
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -26,6 +31,27 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Problem:
+  """One batch as a family states it.
+
+  Attributes:
+    inputs: what `model.embed` takes.
+    ground_truth: prediction -> scalar, L_GT.
+    distill: (student, teacher) -> scalar, L_dist.
+    agreement: (prediction, final prediction) -> scalar, 1 where they agree.
+    key: of this step, from which depths are drawn.
+    dropout_keys: [b], one per example; None for models without dropout.
+  """
+
+  inputs: tuple[Array, ...]
+  ground_truth: Callable[[Array], Array]
+  distill: Callable[[Array, Array], Array]
+  agreement: Callable[[Array, Array], Array]
+  key: Array
+  dropout_keys: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ExitLoss:
   """How the exits of one pass are turned into a loss.
 
@@ -35,72 +61,127 @@ class ExitLoss:
       averaged so that they weigh as much as ILSD's one student.
     min_loops: L_min.
     num_steps: training steps over which lambda falls.
+    random_depth: the lowest depth of the teacher, which is then drawn at every
+      step, uniformly from there to L_max; 0 is always L_max.
   """
 
   exits: str
   min_loops: int
   num_steps: int
+  random_depth: int = 0
 
   def __call__(
-    self,
-    model: ELT,
-    params: Any,
-    inputs: tuple[Array, ...],
-    ground_truth: Callable[[Array], Array],
-    distill: Callable[[Array, Array], Array],
-    key: Array,
-    step: Array,
-    dropout_keys: Array | None = None,
+    self, model: ELT, params: Any, problem: Problem, step: Array
   ) -> tuple[Array, Metrics]:
-    """The loss of one batch.
-
-    Args:
-      model: the looped model.
-      params: its parameters.
-      inputs: what `model.embed` takes.
-      ground_truth: prediction -> scalar, L_GT.
-      distill: (student, teacher) -> scalar, L_dist; the teacher comes with
-        its gradient stopped.
-      key: key of this step, from which L_int is drawn.
-      step: int32 scalar, for lambda.
-      dropout_keys: [b], one per example; None for models without dropout.
-
-    Returns:
-      (loss, metrics): the scalar and each of its terms.
-    """
-    h, block, head = model.bind(params, *inputs, keys=dropout_keys)
+    """The loss of one batch: (scalar, each of its terms)."""
+    h, block, head = model.bind(
+      params, *problem.inputs, keys=problem.dropout_keys
+    )
+    most, key, metrics = model.max_loops, problem.key, {}
+    if self.random_depth:
+      key, key_depth = jax.random.split(key)
+      most = jax.random.randint(key_depth, (), self.random_depth, most + 1)
+      metrics['depth'] = most
+      # One program: later loops are skipped and leave the state as it is.
+      whole, skip = block, lambda h, i: h
+      block = lambda h, i: jax.lax.cond(i < most, whole, skip, h, i)
+    run = functools.partial(
+      run_loops, block, h, model.max_loops, unroll=model.unroll_loops
+    )
     if self.exits == 'ilsd':
-      exit_loop = draw_exit_loop(key, self.min_loops, model.max_loops)
-      h, h_exit = run_loops(
-        block, h, model.max_loops, exit_loop, unroll=model.unroll_loops
-      )
+      exit_loop = draw_exit_loop(key, self.min_loops, most)
+      h, h_exit = run(exit_loop)
       teacher, student = head(h), head(h_exit)
       weight = gt_weight(step, self.num_steps)
       terms = {
-        'gt_final': ground_truth(teacher),
-        'gt_exit': ground_truth(student),
-        'distill': distill(student, jax.lax.stop_gradient(teacher)),
+        'gt_final': problem.ground_truth(teacher),
+        'gt_exit': problem.ground_truth(student),
+        'distill': problem.distill(student, jax.lax.stop_gradient(teacher)),
       }
       loss = (
         terms['gt_final']
         + weight * terms['gt_exit']
         + (1 - weight) * terms['distill']
       )
-      return loss, terms | {'gt_weight': weight, 'exit_loop': exit_loop}
+      metrics |= {'gt_weight': weight, 'exit_loop': exit_loop}
+      return loss, terms | metrics
     if self.exits == 'all':
       states = loop_states(block, h, model.max_loops, unroll=model.unroll_loops)
       exits = states[self.min_loops - 1 :]
-      losses = jax.lax.map(lambda state: ground_truth(head(state)), exits)
+      losses = jax.lax.map(
+        lambda state: problem.ground_truth(head(state)), exits
+      )
       terms = {'gt_final': losses[-1], 'gt_exit': jnp.mean(losses[:-1])}
       return terms['gt_final'] + terms['gt_exit'], terms
-    h, _ = run_loops(block, h, model.max_loops, unroll=model.unroll_loops)
-    loss = ground_truth(head(h))
-    return loss, {'gt_final': loss}
+    h, _ = run()
+    loss = problem.ground_truth(head(h))
+    return loss, {'gt_final': loss} | metrics
 
 
-def draw_exit_loop(key: Array, min_loops: int, max_loops: int) -> Array:
+@dataclasses.dataclass(frozen=True)
+class LoopedObjective:
+  """What the families share: the loss of a batch, and its telemetry.
+
+  Attributes:
+    model: the looped model.
+    exit_loss: which exits are trained.
+  """
+
+  model: ELT
+  exit_loss: ExitLoss
+
+  def problem(
+    self, batch: dict[str, Array], key: Array, step: Array
+  ) -> Problem:
+    """The batch as the family states it; see its `problem`."""
+    raise NotImplementedError
+
+  def loss(
+    self, params: Any, batch: dict[str, Array], key: Array, step: Array
+  ) -> tuple[Array, Metrics]:
+    """(loss, metrics), both float32, of a batch; see `problem`."""
+    problem = self.problem(batch, key, step)
+    return self.exit_loss(self.model, params, problem, step)
+
+  def telemetry(
+    self, params: Any, batch: dict[str, Array], key: Array, step: Array
+  ) -> Metrics:
+    """See `loop_telemetry`; the batch is noised or masked as in training."""
+    return loop_telemetry(self.model, params, self.problem(batch, key, step))
+
+
+def loop_telemetry(
+  model: ELT, params: Any, problem: Problem
+) -> dict[str, Array]:
+  """What each loop does to one batch, 1..2 L_max: [2 L_max] each.
+
+  'state_norm', the root mean square of the state; 'update', that of the change
+  by the loop over that of the state before; 'loss', L_GT of the exit;
+  'agreement' of the exit with that of L_max. No dropout.
+  """
+  h, block, head = model.bind(params, *problem.inputs)
+  states = loop_states(block, h, 2 * model.max_loops)
+  final = head(states[model.max_loops - 1])
+
+  def look(state: Array) -> tuple[Array, Array]:
+    out = head(state)
+    return problem.ground_truth(out), problem.agreement(out, final)
+
+  loss, agreement = jax.lax.map(look, states)
+  before = jnp.concatenate([h[None], states[:-1]])
+  square = lambda x: jnp.square(x.astype(jnp.float32))
+  rms = jax.vmap(lambda x: jnp.sqrt(jnp.mean(square(x))))
+  return {
+    'state_norm': rms(states),
+    'update': rms(states - before) / rms(before),
+    'loss': loss,
+    'agreement': agreement,
+  }
+
+
+def draw_exit_loop(key: Array, min_loops: int, max_loops: int | Array) -> Array:
   """L_int: int32 scalar, uniform over [L_min, L_max - 1]."""
-  if not 1 <= min_loops < max_loops:
+  if isinstance(max_loops, int) and not 1 <= min_loops < max_loops:
     raise ValueError(
       'The student exit needs 1 <= objective.min_loops < model.max_loops, '
       f'got {min_loops} and {max_loops}.'
@@ -111,3 +192,11 @@ def draw_exit_loop(key: Array, min_loops: int, max_loops: int) -> Array:
 def gt_weight(step: Array, num_steps: int) -> Array:
   """lambda: 1 at step 0, 0 from the last step (num_steps - 1) on."""
   return jnp.clip(1.0 - step / max(num_steps - 1, 1), 0.0, 1.0)
+
+
+def build_exit_loss(config: Any) -> ExitLoss:
+  """The exits of an experiment config."""
+  o = config.objective
+  return ExitLoss(
+    o.exits, o.min_loops, config.train.num_steps, o.randomize_max_loops
+  )

@@ -16,7 +16,11 @@ import jax.numpy as jnp
 from elt_jax.keys import per_example
 from elt_jax.models.elt import ELT
 from elt_jax.models.vocabulary import Vocabulary, build_vocabulary
-from elt_jax.objectives.ilsd import ExitLoss, Metrics
+from elt_jax.objectives.ilsd import (
+  LoopedObjective,
+  Problem,
+  build_exit_loss,
+)
 
 Array = jax.Array
 
@@ -81,12 +85,10 @@ def weighted_mean(loss: Array, weight: Array, reduction: str) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedObjective:
-  """Cross-entropy of hidden tokens at every trained exit.
+class MaskedObjective(LoopedObjective):
+  """Cross-entropy of hidden tokens at every trained exit, in nats.
 
   Attributes:
-    model: the looped model over sequences of a class token and the codes.
-    exit_loss: which exits are trained.
     vocabulary: ids of codes, classes and mask.
     mask_schedule: of the share of hidden tokens, see `mask_ratio`.
     label_smoothing: of the ground truth alone; the distillation target is the
@@ -96,8 +98,6 @@ class MaskedObjective:
     label_dropout: probability of the null class.
   """
 
-  model: ELT
-  exit_loss: ExitLoss
   vocabulary: Vocabulary
   mask_schedule: str
   label_smoothing: float
@@ -105,21 +105,17 @@ class MaskedObjective:
   unmasked_weight: float
   label_dropout: float
 
-  def loss(
-    self, params: Any, batch: dict[str, Array], key: Array, step: Array
-  ) -> tuple[Array, Metrics]:
-    """Mean cross-entropy in nats.
+  def problem(
+    self, batch: dict[str, Array], key: Array, step: Array
+  ) -> Problem:
+    """Losses are mean cross-entropies.
 
     Args:
-      params: model parameters.
       batch: 'tokens' int32 [b, *grid]; 'label' int32 [b]; 'index' int32 [b],
         the position in the global batch: an example's mask and dropout depend
         on it, and on nothing of how the batch is split.
       key: key of the run; `step` is folded in here.
       step: int32 scalar.
-
-    Returns:
-      (loss, metrics), both float32.
     """
     key = jax.random.fold_in(key, step)
     key_exit, key_examples = jax.random.split(key)
@@ -140,14 +136,17 @@ class MaskedObjective:
       loss = soft_cross_entropy(student[:, 1:], teacher[:, 1:])
       return weighted_mean(loss, weight, self.reduction)
 
-    return self.exit_loss(
-      self.model,
-      params,
-      (ids,),
+    def agreement(logits: Array, final: Array) -> Array:
+      """Share of hidden tokens whose most probable code is the same."""
+      same = jnp.argmax(logits[:, 1:], -1) == jnp.argmax(final[:, 1:], -1)
+      return jnp.sum(hidden * same) / jnp.sum(hidden)
+
+    return Problem(
+      inputs=(ids,),
       ground_truth=ground_truth,
       distill=distill,
+      agreement=agreement,
       key=key_exit,
-      step=step,
       dropout_keys=jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
     )
 
@@ -164,7 +163,7 @@ def build_objective(config: Any, model: ELT) -> MaskedObjective:
   o = config.objective
   return MaskedObjective(
     model=model,
-    exit_loss=ExitLoss(o.exits, o.min_loops, config.train.num_steps),
+    exit_loss=build_exit_loss(config),
     vocabulary=build_vocabulary(config),
     mask_schedule=o.mask_schedule,
     label_smoothing=o.label_smoothing,
