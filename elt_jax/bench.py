@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import mnist_masked
 from configs.base import get_base
 from elt_jax import cli, flops, optim, sharding, train_state
 from elt_jax import mesh as mesh_lib
@@ -130,6 +131,32 @@ def report_sampling(config: Any, rounds: int) -> None:
   )
 
 
+def report_guidance(config: Any, rounds: int) -> None:
+  """What each mode of guidance adds to sampling with L_max loops."""
+  mesh = mesh_lib.build_mesh(config.mesh)
+  model = build_model(config, mesh)
+  init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
+  params = jax.jit(init)(jax.random.key(0))
+  n, most = 48, config.model.max_loops
+  draw = Draw(config, model, mesh, batch_size=n)
+  labels = np.arange(n) % config.data.num_classes
+  scales = {'none': 1.0, 'exit': 2.0, 'cfg_shallow': 2.0, 'cfg': 2.0}
+
+  def call(mode: str) -> Callable[[], np.ndarray]:
+    changes = {'guidance': scales[mode], 'weak_loops': 1}
+    changes['guidance_mode'] = 'cfg' if mode == 'none' else mode
+    return lambda: draw(params, labels, most, seed=0, **changes)
+
+  seconds = in_turn({mode: call(mode) for mode in scales}, rounds)
+  for mode, base in (('exit', 'none'), ('cfg_shallow', 'cfg')):
+    ratio = seconds[mode] / seconds[base]
+    low, high = np.quantile(ratio, [0.25, 0.75])
+    print(
+      f'  {mode} / {base} at L = {most}, weak output at 1: '
+      f'{np.median(ratio):.3f} (quartiles {low:.3f}..{high:.3f})'
+    )
+
+
 def report_decoding(rounds: int) -> None:
   """One compiled decode against a compiled step called K times from Python.
 
@@ -208,6 +235,10 @@ def main(args: flags.FlagValues) -> None:
   report_steps(wide, rounds=5)
   print('Sampling', flush=True)
   report_sampling(config, rounds=3)
+  print('Guidance', flush=True)
+  report_guidance(config, rounds=7)
+  print('Guidance of a masked model', flush=True)
+  report_guidance(mnist_masked.get_config(), rounds=5)
   print('Masked decoding', flush=True)
   report_decoding(rounds=5)
   print('Compiling', flush=True)

@@ -35,7 +35,6 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
     num: default of --num.
   """
   string, integer = flags.DEFINE_string, flags.DEFINE_integer
-  number = flags.DEFINE_float
   string('workdir', None, 'A trained workdir.', flag_values=values)
   string(
     'loops',
@@ -47,7 +46,35 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
   )
   integer('num', num, 'Samples of each.', flag_values=values)
   integer('seed', 0, 'Seed of the noise.', flag_values=values)
+  string(
+    'refine',
+    None,
+    'Masked models: decode the least confident tokens again, as in '
+    'rounds=1:share=0.3:steps=4:loops=3.',
+    flag_values=values,
+  )
   add_sampler(values)
+
+
+def add_program(values: flags.FlagValues) -> None:
+  """Flags in place of keys of config.sample that shape the program."""
+  string = flags.DEFINE_string
+  flags.DEFINE_integer('steps', None, 'Sampling steps K.', flag_values=values)
+  string(
+    'method', None, 'ddim or ddpm; confidence or halton.', flag_values=values
+  )
+  string(
+    'watch',
+    None,
+    'Whose change ends converging loops: output or state.',
+    flag_values=values,
+  )
+
+
+def add_sampler(values: flags.FlagValues) -> None:
+  """Flags in place of keys of config.sample, whose values are the defaults."""
+  add_program(values)
+  string, number = flags.DEFINE_string, flags.DEFINE_float
   number('guidance', None, 'Scale s; 1 is off.', flag_values=values)
   string(
     'guidance_mode',
@@ -58,34 +85,10 @@ def add_sampling(values: flags.FlagValues, loops: str, num: int) -> None:
   number(
     'exit_guidance', None, 'Scale of the exit in cfg+exit.', flag_values=values
   )
-  integer(
+  flags.DEFINE_integer(
     'weak_loops',
     None,
     "Loops of cfg_shallow's unconditional pass; the exit of exit.",
-    flag_values=values,
-  )
-  string(
-    'refine',
-    None,
-    'Masked models: decode the least confident tokens again, as in '
-    'rounds=1:share=0.3:steps=4:loops=3.',
-    flag_values=values,
-  )
-
-
-def add_sampler(values: flags.FlagValues) -> None:
-  """The flags that shape the compiled sampler; the config where not given."""
-  flags.DEFINE_integer('steps', None, 'Sampling steps K.', flag_values=values)
-  flags.DEFINE_string(
-    'method',
-    None,
-    'ddim or ddpm; confidence or halton.',
-    flag_values=values,
-  )
-  flags.DEFINE_string(
-    'watch',
-    None,
-    'Whose change ends converging loops: output or state.',
     flag_values=values,
   )
 

@@ -3,8 +3,9 @@
     python -m elt_jax.evaluate --workdir=runs/mnist --loops=1,2,3,4 --num=1000
 
 Writes elastic.json (a row of metrics per loop count or schedule, and the
-recipe) and elastic.png (the curves over a strip of samples) to the workdir. By
-default loops 1..L_max, then in larger steps to 2 L_max.
+recipe), elastic.png (the curves over a strip of samples) and telemetry.png
+(what each loop does at each sampling step) to the workdir. By default loops
+1..L_max, then in larger steps to 2 L_max.
 
 Of a tokenizer, it measures the reconstructions of the held-out split instead,
 and writes reconstruction.json and reconstruction.png.

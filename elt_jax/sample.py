@@ -30,6 +30,7 @@ from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers import loops, refine
 from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.plan import build_plan
 from elt_jax.tokenizers import pretrained
 from elt_jax.validation import validate
 
@@ -151,6 +152,8 @@ def main(args: flags.FlagValues) -> None:
   config = draw.config
   texts = (args.loops or str(config.model.max_loops)).split(',')
   schedules = [loops.parse(text, config, path) for text in texts]
+  for schedule in schedules:  # Refused before anything is drawn.
+    build_plan(config, schedule)
   refined = args.refine and refine.parse(args.refine, config)
   classes = list(range(config.data.num_classes))
   if args.labels is not None:

@@ -127,3 +127,39 @@ def elastic_figure(
       name.replace(':', '\n'), rotation=0, ha='right', va='center', fontsize=9
     )
   figure.savefig(path, format='png', dpi=110)
+
+
+def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:
+  """What each loop does at each sampling step: four maps.
+
+  Args:
+    report: of `evals.elastic.evaluate`.
+    path: where the PNG goes.
+  """
+  from matplotlib import colors
+  from matplotlib.figure import Figure
+
+  trained = report['recipe']['max_loops_in_training']
+  maps = {
+    'update': 'norm of the update',
+    'relative_update': 'update over the state before',
+    'norm': 'norm of the state',
+    'distance': f'output: distance from L = {trained}',
+  }
+  figure = Figure(figsize=(11, 5.5), layout='constrained')
+  for axis, (name, title) in zip(figure.subplots(2, 2).flat, maps.items()):
+    values = np.array(report['telemetry'][name]).T  # [loops, steps]
+    # The first loop changes the embedding out of all proportion.
+    norm = colors.LogNorm() if 'update' in name else None
+    image = axis.imshow(values, origin='lower', aspect='auto', norm=norm)
+    figure.colorbar(image, ax=axis)
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel('sampling step')
+    axis.set_ylabel('loop')
+    axis.set_yticks(range(len(values)), range(1, len(values) + 1))
+    axis.axhline(trained - 0.5, color='white', lw=1, ls='--')
+  figure.suptitle(
+    f'Along {trained} loops a step; above the line, loops beyond training',
+    fontsize=10,
+  )
+  figure.savefig(path, format='png', dpi=110)

@@ -226,6 +226,44 @@ def test_evaluate_writes_the_elastic_report(trained, tmp_path):
   recipe = report['recipe']
   assert recipe['num_samples'] == 40 and recipe['checkpoint_step'] == 24
   assert picture_size(trained / 'elastic.png')[0] > 800
+  # A number per sampling step and loop, to 2 L_max.
+  for name in ('norm', 'update', 'relative_update', 'distance'):
+    assert np.shape(report['telemetry'][name]) == (3, 6)
+  assert picture_size(trained / 'telemetry.png')[0] > 800
+
+
+def test_a_budget_is_calibrated_and_the_frontier_found(trained, tmp_path):
+  out, _ = run(
+    'calibrate', f'--workdir={trained}', '--budget=0.5,1', '--num=12'
+  )
+  assert 'calibrated:1   3.00 loops a step, 100% of the way' in out
+  report = json.loads((trained / 'calibration.json').read_text())
+  assert np.shape(report['effect']) == (3, 3)
+  assert report['schedules']['1'] == 'explicit:3x3'
+  assert report['recipe']['num_samples'] == 12
+  _, err = run(
+    'sample',
+    f'--workdir={trained}',
+    f'--out={tmp_path}/grid.png',
+    '--num=2',
+    '--loops=calibrated:0.5,decreasing,converge,explicit:2x1+1x6',
+    '--guidance_mode=cfg_shallow',
+  )
+  assert 'loops calibrated:0.5 (1.33 a step over 3 steps)' in err
+  assert 'loops explicit:2x1+1x6 (2.67 a step over 3 steps)' in err
+  assert picture_size(tmp_path / 'grid.png') == (2 * 22, 2 * 42)
+  args = [f'--workdir={trained}', '--loops=1,decreasing,calibrated:0.5']
+  args += ['--guidances=cfg:1.5,exit:2', '--num=20', '--seeds=0,1']
+  env = {'ELT_JAX_CACHE': str(tmp_path)}
+  out, err = run('frontier', *args, env=env)
+  assert '6/6  calibrated:0.5, exit:2, seed 0' in err
+  assert '| L=1, cfg:1.5 |' in (trained / 'frontier.md').read_text()
+  assert picture_size(trained / 'frontier.png')[0] > 800
+  rows = json.loads((trained / 'frontier.json').read_text())['rows']
+  assert len({(r['point'], r['seed']) for r in rows}) == len(rows) >= 8
+  # Nothing is left to do.
+  _, err = run('frontier', *args, env=env)
+  assert 'seed' not in err
 
 
 def test_show_prints_without_training(tmp_path):
@@ -262,6 +300,40 @@ USER_ERRORS = [
   (['show', '--config=configs/mnist_diffusion.py:what'], "no variant 'what'"),
   (['sample', '--workdir={trained}', '--loops=0'], 'integer of at least 1'),
   (['sample', '--workdir={trained}', '--loops=two'], "'two' is no loop"),
+  (
+    ['sample', '--workdir={trained}', '--loops=decreasing:avg=4'],
+    'within L_min..L_max = 1..3',
+  ),
+  (
+    ['sample', '--workdir={trained}', '--loops=explicit:2x1'],
+    'is of 2 steps, the sampler makes 3',
+  ),
+  (
+    ['sample', '--workdir={trained}', '--guidance_mode=best'],
+    "must be one of ('cfg', 'cfg_shallow', 'exit', 'cfg+exit'), got 'best'",
+  ),
+  (
+    [
+      'evaluate',
+      '--workdir={trained}',
+      '--guidance_mode=exit',
+      '--weak_loops=3',
+      '--loops=2',
+    ],
+    'weak_loops = 3 is more than the 2 loops',
+  ),
+  (
+    ['sample', '--workdir={trained}', '--refine=share=0.5'],
+    'refinement are for masked models',
+  ),
+  (
+    ['calibrate', '--workdir={trained}', '--budget=0.2'],
+    "A budget of '0.2' cannot be met: 1..3 loops a step are 0.333..1",
+  ),
+  (
+    ['frontier', '--workdir={trained}', '--num=20', '--guidances=cgf:2'],
+    "'cgf:2' is no guidance",
+  ),
   (['sample', '--workdir={trained}', '--labels=10'], 'in 0..9'),
   (['sample', '--workdir={trained}', '--out=grid.txt'], 'must end in .png'),
   (['sample', '--workdir={empty}'], 'has no config.json'),

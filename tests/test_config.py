@@ -211,6 +211,8 @@ def test_modules_import_only_from_those_before_them():
     'sample',
     'tokenize',
     'evaluate',
+    'calibrate',
+    'frontier',
     'bench',
   ]
   import ast
@@ -246,7 +248,7 @@ def test_a_misspelt_key_in_a_config_file_raises():
 
 
 def test_no_entry_point_imports_tensorflow():
-  modules = 'train, sample, tokenize, evaluate, show, bench'
+  modules = 'train, sample, tokenize, evaluate, frontier, show, bench'
   code = f'import sys; from elt_jax import {modules}; print(*sys.modules)'
   loaded = subprocess.run(
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=True

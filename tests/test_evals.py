@@ -122,7 +122,11 @@ def report():
     'guidance': 1.5,
     'guidance_mode': 'cfg',
   }
-  return {'recipe': recipe, 'rows': rows}
+  telemetry = {
+    name: [[3.0, 2.0, 1.0, 0.5]] * 4
+    for name in ('norm', 'update', 'relative_update', 'distance', 'effect')
+  }
+  return {'recipe': recipe, 'rows': rows, 'telemetry': telemetry}
 
 
 def test_report_is_written_and_the_figure_holds_every_row(tmp_path):

@@ -1,6 +1,7 @@
 """From images to samples: train a tokenizer, make tokens, train on them."""
 
 import json
+import time
 
 from absl import flags
 import numpy as np
@@ -11,7 +12,7 @@ from elt_jax import edit, evaluate, sample, tokenize
 from elt_jax.data import token_cache
 from elt_jax.evals import reconstruction
 from elt_jax.objectives.tokenizer import usage
-from tests.test_commands import metrics, picture_size, run
+from tests.test_commands import metrics, picture_size, run, start
 from tests.test_maskgit import FILES, seeded, write
 
 SHAPE = [
@@ -105,6 +106,35 @@ def test_both_are_measured(chain, tmp_path_factory):
   report = json.loads((chain / 'masked' / 'elastic.json').read_text())
   assert [row['loops'] for row in report['rows']] == [1, 4]
   assert report['recipe']['fd_lenet_reconstruction'] > 0
+
+
+def test_a_killed_cache_is_refused_and_completed(chain, tmp_path):
+  """SIGKILL at a moment that differs from run to run."""
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (1500, 16, 16, 1), np.uint8)
+  arrays = {'image': images[:1200], 'label': np.arange(1200) % 10}
+  arrays |= {'test_image': images[1200:], 'test_label': np.arange(300) % 10}
+  np.savez(tmp_path / 'many.npz', **arrays)
+  out = tmp_path / 'tokens'
+  args = [f'--workdir={chain}/tokenizer', f'--out={out}', '--batch_size=8']
+  args += [f'--source=npz:{tmp_path}/many.npz', '--examples_per_shard=8']
+  process = start('tokenize', *args)
+  while len(list(out.glob('train-*.array_record'))) < 3:
+    assert process.poll() is None, process.communicate()[1][-3000:]
+    time.sleep(0.01)
+  process.kill()
+  process.communicate()
+  with pytest.raises(ValueError, match='is unfinished'):
+    token_cache.TokenSource(out, 'train')
+  # As a write that the kill cut short would leave it.
+  (out / '.train-00099.array_record.x.array_record').write_bytes(b'half')
+  run('tokenize', *args)
+  assert not list(out.glob('.*'))
+  source = token_cache.TokenSource(out, 'train')
+  want = source.tokenizer.encode(images[:1200] / np.float32(255))
+  assert len(source) == 1200
+  got = np.stack([source[i]['tokens'] for i in range(1200)])
+  np.testing.assert_array_equal(got, want)
 
 
 def test_a_workdir_needs_nothing_else(chain, tmp_path):

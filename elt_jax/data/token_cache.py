@@ -92,6 +92,9 @@ def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
         f'{directory} holds another cache ({"; ".join(differ)}). Use another '
         '--out, or delete the directory.'
       )
+    # What a killed writer has left half written.
+    for temporary in directory.glob('.*.array_record'):
+      temporary.unlink()
     return name != 'metadata.json'
   if any(directory.glob('*.array_record')):
     raise ValueError(

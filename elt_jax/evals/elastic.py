@@ -15,11 +15,13 @@ from elt_jax.data.transforms import to_zero_one
 from elt_jax.evals.reference import Reference
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops
-from elt_jax.samplers.plan import VALUES
+from elt_jax.samplers.plan import VALUES, build_plan
 from elt_jax.samplers.refine import Refine
 
 # Samples of each schedule that are kept for the picture.
 _SHOWN = 12
+# Samples over which telemetry is a mean.
+_PROBED = 32
 
 
 def loop_counts(config: Any) -> list[int]:
@@ -93,9 +95,12 @@ def evaluate(
   """A row of `measure` for each of `loops`, the same seeds in every row.
 
   Returns:
-    (report, pictures): {'recipe', 'rows'} as in elastic.json, and uint8
-    [len(loops), 12, h, w, c] samples.
+    (report, pictures): {'recipe', 'rows', 'telemetry'} as in elastic.json, and
+    uint8 [len(loops), 12, h, w, c] samples. Telemetry is what loops 1..2 L_max
+    do at each sampling step of L_max loops, see `samplers.probe`.
   """
+  for schedule in loops:  # Refused before anything is read or drawn.
+    build_plan(draw.config, schedule)
   reference = load_reference(draw.config, draw)
   rows, pictures = [], []
   for schedule in loops:
@@ -110,7 +115,14 @@ def evaluate(
   recipe |= {'seed': seed}
   if refined:
     recipe['refine'] = dataclasses.asdict(refined)
-  return {'recipe': recipe, 'rows': rows}, np.stack(pictures)
+  most = 2 * draw.config.model.max_loops
+  telemetry = draw.probe(params, min(num, _PROBED), most, seed)
+  telemetry = {
+    name: np.round(values, 6).astype(float).tolist()
+    for name, values in dataclasses.asdict(telemetry).items()
+  }
+  report = {'recipe': recipe, 'rows': rows, 'telemetry': telemetry}
+  return report, np.stack(pictures)
 
 
 def make_recipe(
@@ -193,10 +205,14 @@ def table(report: dict[str, Any]) -> str:
 
 def write(
   workdir: str, report: dict[str, Any], pictures: np.ndarray
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """Writes elastic.json and elastic.png; returns their paths."""
+) -> list[pathlib.Path]:
+  """Writes elastic.json, elastic.png and telemetry.png; returns their paths."""
   root = pathlib.Path(workdir)
-  files.write_text(root / 'elastic.json', json.dumps(report, indent=2) + '\n')
-  with files.replacing(root / 'elastic.png') as temporary:
+  names = ('elastic.json', 'elastic.png', 'telemetry.png')
+  paths = [root / name for name in names]
+  files.write_text(paths[0], json.dumps(report, indent=2) + '\n')
+  with files.replacing(paths[1]) as temporary:
     viz.elastic_figure(report, pictures, temporary)
-  return root / 'elastic.json', root / 'elastic.png'
+  with files.replacing(paths[2]) as temporary:
+    viz.telemetry_figure(report, temporary)
+  return paths

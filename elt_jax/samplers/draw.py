@@ -17,6 +17,7 @@ from elt_jax.samplers import build_sampler, refine
 from elt_jax.samplers.loops import Loops, parse
 from elt_jax.samplers.masked import Decoded
 from elt_jax.samplers.plan import Plan, build_plan
+from elt_jax.samplers.probe import Probe, probe
 from elt_jax.samplers.rebatch import Rebatched
 from elt_jax.tokenizers.pretrained import Tokenizer
 
@@ -146,6 +147,22 @@ class Draw:
       out = self._decode(out.tokens) if self.tokenizer else out.tokens
     return Drawn(out, spent)
 
+  def probe(
+    self, params: Any, num: int, num_loops: int, seed: int, **changes: Any
+  ) -> Probe:
+    """What each of `num_loops` loops would give along the way of L_max.
+
+    See `samplers.probe`; [K, num_loops] each, means over `num` samples whose
+    labels take turns. Arguments are as those of `sample`.
+    """
+    labels = np.arange(num, dtype=np.int32) % self.config.data.num_classes
+    taken = self.config.model.max_loops
+    program = jax.jit(functools.partial(probe, self._sampler, taken, num_loops))
+    plan = build_plan(self.config, num_loops, **changes)
+    key = random_stream(seed, 'sample')
+    found = self._each(program, params, key, labels, plan, {})
+    return jax.tree.map(lambda *x: np.mean(x, 0), *found)
+
   def _batches(
     self,
     params: Any,
@@ -156,25 +173,30 @@ class Draw:
     num_steps: int | None = None,
   ) -> tuple[Any, np.ndarray]:
     """(what the sampler gives, in numpy; loops run), batch after batch."""
-    batched = sharding.batch_sharding(self._mesh)
     program = self._program(num_steps or self._sampler.num_steps)
-    rows = {'labels': labels, **given}
-    out, loops = [], []
+    parts = self._each(program, params, key, labels, plan, given)
+    out, reports = zip(*parts, strict=True)
+    out = jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
+    return out, np.mean([report.loops for report in reports], 0)
+
+  def _each(
+    self,
+    program: Any,
+    params: Any,
+    key: jax.Array,
+    labels: np.ndarray,
+    plan: Plan,
+    given: dict[str, np.ndarray],
+  ) -> list[Any]:
+    """What `program` gives for each batch, in numpy."""
+    batched = sharding.batch_sharding(self._mesh)
+    rows, out = {'labels': labels, **given}, []
     for index, place in self._parts(len(labels)):
       # The last batch is filled up by repeating its last sample.
-      parts = {k: jax.device_put(v[place], batched) for k, v in rows.items()}
-      samples, report = program(
-        params,
-        key,
-        plan=plan,
-        index=jax.device_put(index, batched),
-        **parts,
-      )
-      out.append(samples)
-      loops.append(report.loops)
-    out = jax.tree.map(lambda *x: np.concatenate(x), *jax.device_get(out))
-    first = jax.tree.map(lambda x: x[: len(labels)], out)
-    return first, np.mean(jax.device_get(loops), 0)
+      parts = {k: v[place] for k, v in rows.items()} | {'index': index}
+      parts = jax.device_put(parts, batched)
+      out.append(program(params, key, plan=plan, **parts))
+    return jax.device_get(out)
 
   def _program(self, num_steps: int) -> Any:
     """The compiled sampler of K steps; a round of refinement has its own."""

@@ -74,7 +74,7 @@ def parse(
   if isinstance(loops, str) and not loops.strip().isdigit():
     return _parse_form(loops.strip(), config, workdir)
   steps = np.asarray(int(loops) if isinstance(loops, str) else loops)
-  label = int(steps) if steps.ndim == 0 else _explicit(steps)
+  label = int(steps) if steps.ndim == 0 else explicit(steps)
   if (
     steps.dtype.kind not in 'iu'
     or steps.shape not in ((), (num_steps,))
@@ -192,8 +192,9 @@ def _expand(text: str, num_steps: int) -> list[int]:
   return steps
 
 
-def _explicit(steps: np.ndarray) -> str:
-  """The form that `_expand` reads."""
+def explicit(steps: Sequence[int]) -> str:
+  """[1, 1, 3] -> 'explicit:2x1+1x3'."""
+  steps = np.asarray(steps)
   starts = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))
   counts = np.diff(starts, append=len(steps))
   return 'explicit:' + '+'.join(

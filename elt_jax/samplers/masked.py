@@ -154,6 +154,20 @@ class MaskedSampler(Sampler):
       log_p=jnp.where(decided, log_p, state.log_p),
     )
 
+  def effect(
+    self, state: DecodeState, new: Array, old: Array, at: dict[str, Array]
+  ) -> Array:
+    """Expected share of all tokens that come out otherwise in the end.
+
+    Those of this step, and half of those decided later, if any of this step
+    does: on digits, changing the loops of one step alone, 0.4 of them did.
+    """
+    now = jnp.sum(state.ids == self.vocabulary.mask_id, -1)
+    left = self._left(at, state.to_draw, now)
+    apart, here = self.change(state, new, old), now - left
+    any_other = 1 - (1 - apart) ** here
+    return (apart * here + any_other * left / 2) / state.ids.shape[1]
+
   def finish(self, state: DecodeState) -> Decoded:
     shape = (-1, *self.grid)
     return Decoded(state.ids.reshape(shape), state.log_p.reshape(shape))

@@ -25,8 +25,8 @@ from typing import Any
 from flax import struct
 import numpy as np
 
-from elt_jax.samplers.loops import Loops, parse
-from elt_jax.validation import validate
+from elt_jax.samplers.loops import Loops, options, parse
+from elt_jax.validation import CHOICES, validate
 
 # Keys of config.sample that are values of a plan; others shape the program.
 VALUES = (
@@ -140,6 +140,34 @@ def changed(config: Any, **changes: Any) -> Any:
     {name: value for name, value in changes.items() if value is not None}
   )
   return validate(config)
+
+
+def parse_guidance(text: str) -> dict[str, Any]:
+  """Changes for `build_plan` from a mode and its numbers, in one word.
+
+  'none', 'cfg:2', 'cfg_shallow:2:weak=1', 'exit:1.5:weak=1' or
+  'cfg+exit:2:exit=1.5:weak=1': the scale, and where it matters the loops of
+  the weak output and the scale of the exit.
+
+  Raises:
+    ValueError: on another form. Ranges are checked by `build_plan`.
+  """
+  if text == 'none':
+    return {'guidance': 1.0}
+  mode, _, rest = text.partition(':')
+  scale, _, rest = rest.partition(':')
+  if mode not in CHOICES['sample.guidance_mode'] or not scale:
+    raise ValueError(
+      f'{text!r} is no guidance: give none or MODE:SCALE, as in cfg:2, of '
+      f'{", ".join(CHOICES["sample.guidance_mode"])}.'
+    )
+  allowed = {'cfg': (), 'cfg+exit': ('weak', 'exit')}.get(mode, ('weak',))
+  names = {'weak': 'weak_loops', 'exit': 'exit_guidance', 's': 'guidance'}
+  given = options(text, f's={scale}:{rest}', ('s', *allowed))
+  changes = {names[key]: value for key, value in given.items()}
+  if 'weak_loops' in changes:
+    changes['weak_loops'] = int(changes['weak_loops'])
+  return changes | {'guidance_mode': mode}
 
 
 def step_times(num_steps: int) -> np.ndarray:

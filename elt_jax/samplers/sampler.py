@@ -63,6 +63,12 @@ class Sampler:
     """[b], how far two outputs are from each other; 0 is equal."""
     raise NotImplementedError
 
+  def effect(
+    self, state: State, new: Array, old: Array, at: dict[str, Array]
+  ) -> Array:
+    """[b], how far the outcomes of a step are that two outputs would give."""
+    raise NotImplementedError
+
   def finish(self, state: State) -> Array:
     """The samples, [b, ...]."""
     raise NotImplementedError

@@ -1,0 +1,212 @@
+"""Quality against cost over many ways to sample one checkpoint.
+
+A point is a way to sample: loops or a schedule of them, guidance, refinement.
+It is measured once for each seed. Points that no other beats in quality at
+less cost are the frontier.
+"""
+
+from collections.abc import Iterable
+import dataclasses
+import json
+import logging
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from elt_jax import files
+from elt_jax.evals import elastic
+from elt_jax.evals.reference import Reference
+from elt_jax.samplers import refine
+from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.loops import Loops, explicit, parse
+from elt_jax.samplers.plan import build_plan, parse_guidance
+
+log = logging.getLogger('elt_jax.frontier')
+COSTS = ('gflops_per_sample', 'seconds_per_sample')
+QUALITY = 'fd_lenet'
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One way to sample, in the words of the command line."""
+
+  loops: str
+  guidance: str
+  refine: str = 'none'
+
+  @property
+  def name(self) -> str:
+    parts = [f'L={self.loops}' if self.loops.isdigit() else self.loops]
+    parts.append(self.guidance)
+    if self.refine != 'none':
+      parts.append(f'refine {self.refine}')
+    return ', '.join(parts)
+
+
+class Sweep:
+  """Measures points once, and keeps what is measured in frontier.json.
+
+  Attributes:
+    rows: what is measured: rows of `elastic.measure` with 'point' and 'seed'.
+  """
+
+  def __init__(
+    self, workdir: str, draw: Draw, params: Any, step: int, num: int
+  ):
+    """Reads what a sweep of the same recipe has left.
+
+    Raises:
+      ValueError: if frontier.json is of another recipe.
+    """
+    self._workdir = workdir
+    self._path = pathlib.Path(workdir) / 'frontier.json'
+    self._draw, self._params, self._num = draw, params, num
+    self._reference: Reference | None = None
+    config = draw.config
+    self.key = {
+      'checkpoint_step': step,
+      'num_samples': num,
+      'num_steps': config.sample.num_steps,
+      'sampler': config.sample.method,
+      'watch': config.sample.watch,
+    }
+    self.recipe, self.rows = {}, []
+    if self._path.exists():
+      report = json.loads(self._path.read_text())
+      self.recipe, self.rows = report['recipe'], report['rows']
+      for name, value in self.key.items():
+        if self.recipe[name] != value:
+          raise ValueError(
+            f'{self._path} is of {name} = {self.recipe[name]}, not {value}. '
+            'Move it away, or sweep with the same flags.'
+          )
+
+  def possible(self, points: Iterable[Point]) -> list[Point]:
+    """Without those whose weak output would come after the strong one.
+
+    Raises:
+      ValueError: if a word of a point has no meaning.
+    """
+    kept = []
+    for point in points:
+      loops, changes, _ = self._resolve(point)
+      try:
+        build_plan(self._draw.config, loops, **changes)
+        kept.append(point)
+      except ValueError as e:
+        log.info('Left out, %s: %s', point.name, e)
+    return kept
+
+  def measure(self, points: list[Point], seeds: Iterable[int]) -> None:
+    """Measures what is not yet; writes after each point."""
+    done = {(row['point'], row['schedule'], row['seed']) for row in self.rows}
+    todo = [
+      (point, seed)
+      for seed in seeds
+      for point in points
+      if (point.name, self._schedule(point), seed) not in done
+    ]
+    if not todo:
+      return
+    if self._reference is None:
+      draw, step = self._draw, self.key['checkpoint_step']
+      self._reference = elastic.load_reference(draw.config, draw)
+      recipe = elastic.make_recipe(draw, self._reference, step, self._num)
+      # The rest of guidance is what the points say.
+      said = ('guidance', 'guidance_mode', 'exit_guidance', 'weak_loops')
+      self.recipe = {k: v for k, v in recipe.items() if k not in said}
+      self.recipe |= self.key
+      self._warm_up(points)
+    for n, (point, seed) in enumerate(todo):
+      loops, changes, refined = self._resolve(point)
+      row, _ = elastic.measure(
+        self._draw,
+        self._params,
+        self._reference,
+        loops,
+        self._num,
+        seed,
+        refined,
+        **changes,
+      )
+      named = {'point': point.name, 'seed': seed}
+      # Of a calibration that was made again, the old points go.
+      self.rows = [r for r in self.rows if not named.items() <= r.items()]
+      self.rows.append(named | {'schedule': self._schedule(point)} | row)
+      self._write()
+      log.info(
+        '%d/%d  %s, seed %d: %s %.2f, accuracy %.3f, %.2f GFLOPs, %.1f ms.',
+        n + 1,
+        len(todo),
+        point.name,
+        seed,
+        QUALITY,
+        row[QUALITY],
+        row['class_accuracy'],
+        row['gflops_per_sample'],
+        1e3 * row['seconds_per_sample'],
+      )
+
+  def _write(self) -> None:
+    report = {'recipe': self.recipe, 'rows': self.rows}
+    files.write_text(self._path, json.dumps(report, indent=1) + '\n')
+
+  def _warm_up(self, points: list[Point]) -> None:
+    """Compiles every program that the points need, before one is timed."""
+    programs = {}
+    for point in points:
+      loops, changes, refined = self._resolve(point)
+      steps = refined.steps if refined else 0
+      programs[loops.rebatch, steps] = loops, changes, refined
+    for loops, changes, refined in programs.values():
+      self._draw(self._params, [0], loops, 0, refined=refined, **changes)
+
+  def _schedule(self, point: Point) -> str:
+    return explicit(self._resolve(point)[0].steps)
+
+  def _resolve(
+    self, point: Point
+  ) -> tuple[Loops, dict[str, Any], refine.Refine | None]:
+    config = self._draw.config
+    refined = None
+    if point.refine != 'none':
+      refined = refine.parse(point.refine, config)
+    loops = parse(point.loops, config, self._workdir)
+    return loops, parse_guidance(point.guidance), refined
+
+
+def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """A row per point: means over its seeds, and half the range of quality.
+
+  'spread' is None where there is one seed.
+  """
+  found = []
+  for name in dict.fromkeys(row['point'] for row in rows):
+    same = [row for row in rows if row['point'] == name]
+    values = [row[QUALITY] for row in same]
+    mean = lambda key, same=same: float(np.mean([row[key] for row in same]))
+    columns = (QUALITY, 'class_accuracy', 'mean_loops', *COSTS)
+    found.append(
+      {'point': name, 'seeds': len(same)}
+      | {column: mean(column) for column in columns}
+      | {'spread': np.ptp(values) / 2 if len(same) > 1 else None}
+    )
+  return found
+
+
+def pareto(rows: list[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
+  """The rows that none beats in quality at no more cost, cheapest first."""
+  kept = []
+  for row in sorted(rows, key=lambda row: (row[cost], row[QUALITY])):
+    if not kept or row[QUALITY] < kept[-1][QUALITY]:
+      kept.append(row)
+  return kept
+
+
+def best_within(
+  rows: list[dict[str, Any]], cost: str, budget: float
+) -> dict[str, Any] | None:
+  """The row of best quality that costs at most `budget`."""
+  affordable = [row for row in rows if row[cost] <= budget]
+  return min(affordable, key=lambda row: row[QUALITY], default=None)

@@ -1,0 +1,143 @@
+"""The frontier for people: frontier.md and frontier.png."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from elt_jax import files
+from elt_jax.evals.frontier import COSTS, QUALITY, best_within, pareto
+
+Row = dict[str, Any]
+_HEAD = (
+  '| sampled with | fd_lenet | class accuracy | loops a step | GFLOPs | ms |\n'
+  '|---|---|---|---|---|---|'
+)
+
+
+def write(
+  workdir: str, recipe: Row, rows: list[Row], baselines: list[str]
+) -> list[pathlib.Path]:
+  """Writes frontier.md and frontier.png; returns their paths.
+
+  Args:
+    workdir: where to.
+    recipe: of the sweep.
+    rows: of `frontier.summarize`.
+    baselines: names of the points whose costs are the budgets.
+  """
+  root = pathlib.Path(workdir)
+  files.write_text(root / 'frontier.md', markdown(recipe, rows, baselines))
+  with files.replacing(root / 'frontier.png') as temporary:
+    figure(recipe, rows, temporary)
+  return [root / 'frontier.md', root / 'frontier.png']
+
+
+def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
+  """The report, as text."""
+  lines = [
+    '# Quality against cost of one checkpoint',
+    '',
+    f'{recipe["num_samples"]} samples a point, step '
+    f'{recipe["checkpoint_step"]}, {recipe["num_steps"]} steps of '
+    f'{recipe["sampler"]}, L_max = {recipe["max_loops_in_training"]}; '
+    f'{QUALITY} of half of the real data to the other half is '
+    f'{recipe["fd_lenet_floor"]:.2f}. Means over seeds, and half of their '
+    'range; points of one seed alone were not on its frontier.',
+  ]
+  settled = _settled(rows)
+  by_name = {row['point']: row for row in rows}
+  for cost, unit in zip(COSTS, ('GFLOPs', 'seconds'), strict=True):
+    lines += ['', f'## Frontier in {unit} a sample', '', _HEAD]
+    lines += [_line(row) for row in pareto(settled, cost)]
+  lines += ['', '## The best at the cost of a constant number of loops', '']
+  lines += ['| at the GFLOPs of | its fd_lenet | best | its fd_lenet |']
+  lines += ['|---|---|---|---|']
+  for name in baselines:
+    budget = by_name[name]
+    best = best_within(settled, COSTS[0], budget[COSTS[0]] * (1 + 1e-6))
+    lines.append(
+      f'| {name} | {_quality(budget)} | {best["point"]} | {_quality(best)} |'
+    )
+  lines += ['', '## Every point', '', _HEAD]
+  lines += [_line(row) for row in sorted(rows, key=lambda row: row[COSTS[0]])]
+  lines += ['', '## Recipe', '']
+  lines += [f'* {name}: {value}' for name, value in recipe.items()]
+  return '\n'.join(lines) + '\n'
+
+
+def _settled(rows: list[Row]) -> list[Row]:
+  """Those that were measured with every seed."""
+  most = max(row['seeds'] for row in rows)
+  return [row for row in rows if row['seeds'] == most]
+
+
+def _quality(row: Row) -> str:
+  spread = '' if row['spread'] is None else f' ± {row["spread"]:.2f}'
+  return f'{row[QUALITY]:.2f}{spread}'
+
+
+def _line(row: Row) -> str:
+  return (
+    f'| {row["point"]} | {_quality(row)} | {row["class_accuracy"]:.3f} | '
+    f'{row["mean_loops"]:.2f} | {row[COSTS[0]]:.2f} | '
+    f'{1e3 * row[COSTS[1]]:.1f} |'
+  )
+
+
+def figure(recipe: Row, rows: list[Row], path: pathlib.Path) -> None:
+  """Every point and both frontiers, whose points are named."""
+  from matplotlib.figure import Figure  # Slow to import; no global state.
+
+  kinds = sorted({_kind(row['point']) for row in rows})
+  shown = Figure(figsize=(13, 5.5), layout='constrained')
+  for axis, cost in zip(shown.subplots(1, 2, sharey=True), COSTS, strict=True):
+    for n, kind in enumerate(kinds):
+      same = [row for row in rows if _kind(row['point']) == kind]
+      axis.errorbar(
+        [row[cost] for row in same],
+        [row[QUALITY] for row in same],
+        [row['spread'] or 0 for row in same],
+        fmt='o',
+        ms=4,
+        lw=1,
+        color=f'C{n}',
+        label=kind,
+        alpha=0.7,
+      )
+    best = pareto(_settled(rows), cost)
+    axis.step(
+      [row[cost] for row in best],
+      [row[QUALITY] for row in best],
+      where='post',
+      color='0.4',
+      lw=1,
+    )
+    for row in best:
+      axis.annotate(
+        row['point'],
+        (row[cost], row[QUALITY]),
+        xytext=(4, -9),
+        textcoords='offset points',
+        fontsize=7,
+        rotation=-20,
+      )
+    axis.axhline(recipe['fd_lenet_floor'], color='0.4', ls=':', lw=1)
+    axis.set_xscale('log')
+    axis.set_yscale('log')
+    axis.set_xlabel(cost.replace('_', ' '))
+    axis.set_ylabel(f'{QUALITY} (lower is better)')
+  top = np.quantile([row[QUALITY] for row in rows], 0.9)
+  axis.set_ylim(recipe['fd_lenet_floor'] * 0.9, 1.3 * top)
+  axis.legend(title='guidance', fontsize=8)
+  shown.suptitle(
+    f'One checkpoint, step {recipe["checkpoint_step"]}; '
+    f'{recipe["num_samples"]} samples a point',
+    fontsize=10,
+  )
+  shown.savefig(path, format='png', dpi=110)
+
+
+def _kind(point: str) -> str:
+  """The mode of guidance in a point's name."""
+  return point.split(', ')[1].partition(':')[0]

@@ -1,0 +1,133 @@
+"""What every loop would give, at every step of sampling.
+
+The trajectory is that of L_max loops. At each of its steps the guided output
+is also read after every other number of loops, and compared with the one that
+was taken: how much a loop still changes, where in sampling, and how far from
+the end result its output is. The state's own changes are recorded too (ELT,
+arXiv 2604.09168, Figure 14).
+"""
+
+import functools
+from typing import Any
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from elt_jax.keys import per_example
+from elt_jax.models.looped import loop_states
+from elt_jax.samplers.plan import Plan
+from elt_jax.samplers.sampler import Sampler, State
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Probe:
+  """Means over samples, float32 [K, L], of the conditional pass.
+
+  Attributes:
+    norm: Euclidean norm of the state after each loop.
+    update: norm of what the loop changed.
+    relative_update: that over the norm of the state before.
+    distance: of the guided output after so many loops from that of the loops
+      that were taken, as the family measures a change of output.
+    effect: of that difference on the state after the step.
+  """
+
+  norm: Array
+  update: Array
+  relative_update: Array
+  distance: Array
+  effect: Array
+
+
+def probe(
+  sampler: Sampler,
+  taken: int,
+  num_loops: int,
+  params: Any,
+  key: Array,
+  labels: Array,
+  plan: Plan,
+  index: Array,
+  **given: Any,
+) -> Probe:
+  """Looks at loops 1..`num_loops` along the trajectory of `taken` loops.
+
+  Args:
+    sampler: of any family.
+    taken: loops of the trajectory, at most `num_loops`.
+    num_loops: loops to look at.
+    params, key, labels, index, **given: as in a call of the sampler.
+    plan: of guidance; its loops are those of `num_loops`.
+  """
+  keys = per_example(key, index)
+
+  def body(state: State, step: tuple[Plan, dict[str, Array]]):
+    return _step(sampler, taken, num_loops, params, keys, labels, state, *step)
+
+  plan = jax.tree.map(jnp.asarray, plan)
+  start = sampler.start(keys, **given)
+  return jax.lax.scan(body, start, (plan, sampler.schedule()))[1]
+
+
+def _step(
+  sampler: Sampler,
+  taken: int,
+  num_loops: int,
+  params: Any,
+  keys: Array,
+  labels: Array,
+  state: State,
+  plan: Plan,
+  at: dict[str, Array],
+) -> tuple[State, Probe]:
+  h, block, head = sampler.bind(params, state, labels, at)
+  states = loop_states(block, h, num_loops)
+  exits = functools.partial(_read, head, states)
+  nulls = exits
+  if sampler.null_label is not None:
+    null = jnp.full_like(labels, sampler.null_label)
+    h_null, block, null_head = sampler.bind(params, state, null, at)
+    null_states = loop_states(block, h_null, num_loops)
+    nulls = functools.partial(_read, null_head, null_states)
+
+  def guided(loops: Array) -> Array:
+    """The output at so many loops, of both passes."""
+    strong = exits(loops)
+    weak = exits(jnp.minimum(loops, jnp.maximum(plan.exit_loop, 1)))
+    null = nulls(jnp.minimum(loops, jnp.maximum(plan.null_loops, 1)))
+    out = strong + (plan.exit_scale - 1) * (strong - weak)
+    return out + (plan.scale - 1) * (strong - null)
+
+  final = guided(jnp.int32(taken))
+  after = sampler.advance(keys, state, final, at)
+
+  def compare(loops: Array) -> tuple[Array, Array]:
+    out = guided(loops)
+    return (
+      jnp.mean(sampler.change(state, out, final)),
+      jnp.mean(sampler.effect(state, out, final, at)),
+    )
+
+  distance, effect = jax.lax.map(compare, jnp.arange(1, num_loops + 1))
+  before = jnp.concatenate([h[None], states[:-1]])
+  norm, update, old = map(_norms, (states, states - before, before))
+  found = Probe(
+    norm=jnp.mean(norm, 1),
+    update=jnp.mean(update, 1),
+    relative_update=jnp.mean(update / old, 1),
+    distance=distance,
+    effect=effect,
+  )
+  return after, found
+
+
+def _read(head: Any, states: Array, loops: Array) -> Array:
+  return head(states[loops - 1])
+
+
+def _norms(states: Array) -> Array:
+  """[L, b, s, d] -> [L, b]."""
+  return jnp.sqrt(jnp.sum(jnp.square(states.astype(jnp.float32)), (2, 3)))
