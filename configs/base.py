@@ -35,9 +35,7 @@ def get_base() -> ml_collections.ConfigDict:
   c.objective = o = ml_collections.ConfigDict()
   o.exits = 'ilsd'  # ilsd | none (vanilla looping) | all (deep supervision)
   o.min_loops = 1  # L_min: earliest exit of the student
-  o.randomize_max_loops = (
-    0  # teacher's depth: a draw from this..L_max; 0: L_max
-  )
+  o.randomize_max_loops = 0  # lowest teacher, drawn up to max_loops; 0: off
   o.prediction = 'v'  # v | x0 | eps: what the network's output means
   o.weighting = 'sigmoid'  # sigmoid | v (plain mean squared error of v)
   o.sigmoid_bias = 0.0  # b of the sigmoid weighting

@@ -16,7 +16,7 @@ import numpy as np
 from elt_jax import cli, sample
 from elt_jax.samplers import calibration
 from elt_jax.samplers.loops import explicit
-from elt_jax.samplers.plan import VALUES, build_plan
+from elt_jax.samplers.plan import VALUES, build_plan, least_loops
 
 
 def main(args: flags.FlagValues) -> None:
@@ -25,11 +25,13 @@ def main(args: flags.FlagValues) -> None:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
   draw, params, step = sample.load(workdir, args.num, **cli.sampling(args))
   config = draw.config
-  low, high = config.objective.min_loops, config.model.max_loops
+  high = config.model.max_loops
+  low = min(max(config.objective.min_loops, least_loops(config)), high)
   budgets = {
     text: calibration.share(text, low, high) for text in args.budget.split(',')
   }
   effect = draw.probe(params, args.num, high, args.seed).effect
+  effect = effect.astype(float).round(6)
   plan = build_plan(config, high)
   # An unconditional pass of as many loops doubles the price of each.
   cost = 1 + (plan.null_loops == plan.loops)
@@ -52,16 +54,18 @@ def main(args: flags.FlagValues) -> None:
   }
   report = {
     'recipe': recipe,
-    'effect': np.round(effect, 6).astype(float).tolist(),
+    'low': low,
+    'effect': effect.tolist(),
     'cost': cost.tolist(),
     'schedules': {text: explicit(n) for text, n in schedules.items()},
   }
   path = calibration.write(workdir, report)
+  far = max(effect[:, low - 1].sum(), 1e-12)
   for text, loops in schedules.items():
     left = sum(effect[k, n - 1] for k, n in enumerate(loops))
     print(
       f'calibrated:{text}   {np.mean(loops):.2f} loops a step, '
-      f'{100 * (1 - left / effect[:, low - 1].sum()):.0f}% of the way from '
+      f'{100 * (1 - left / far):.0f}% of the way from '
       f'L = {low} to L = {high}: {explicit(loops)}'
     )
   print(path)

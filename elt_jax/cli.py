@@ -82,6 +82,14 @@ def add_sampler(values: flags.FlagValues) -> None:
     'cfg, cfg_shallow, exit or cfg+exit.',
     flag_values=values,
   )
+  number('guidance_low', None, 'Least time guided.', flag_values=values)
+  number('guidance_high', None, 'Latest time guided.', flag_values=values)
+  string(
+    'guidance_schedule',
+    None,
+    'Of the scale over steps: constant, linear or powcosP.',
+    flag_values=values,
+  )
   number(
     'exit_guidance', None, 'Scale of the exit in cfg+exit.', flag_values=values
   )
@@ -100,6 +108,9 @@ SAMPLE_KEYS = {
   'watch': 'watch',
   'guidance': 'guidance',
   'guidance_mode': 'guidance_mode',
+  'guidance_low': 'guidance_low',
+  'guidance_high': 'guidance_high',
+  'guidance_schedule': 'guidance_schedule',
   'exit_guidance': 'exit_guidance',
   'weak_loops': 'weak_loops',
 }

@@ -4,8 +4,8 @@
 
 Writes elastic.json (a row of metrics per loop count or schedule, and the
 recipe), elastic.png (the curves over a strip of samples) and telemetry.png
-(what each loop does at each sampling step) to the workdir. By default loops
-1..L_max, then in larger steps to 2 L_max.
+(what each loop does, in sampling and over training) to the workdir. By default
+loops 1..L_max, then in larger steps to 2 L_max.
 
 Of a tokenizer, it measures the reconstructions of the held-out split instead,
 and writes reconstruction.json and reconstruction.png.

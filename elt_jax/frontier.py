@@ -1,16 +1,16 @@
 """Searches the best ways to sample a trained workdir, for any budget.
 
-    python -m elt_jax.frontier --workdir=runs/mnist --num=1000 --seeds=0,1,2
+    python -m elt_jax.frontier --workdir=runs/mnist --num=1000
 
 Measures every combination of --loops (numbers and schedules), --guidances
 (modes and scales, as in cfg:2 or exit:1.5) and --refines once with the first
-seed; then what is on the frontier, and the constant loops with the config's
-own guidance, with the other seeds too. Writes frontier.json after every point
-(a finished point is not measured again), frontier.png and frontier.md.
+seed; then what is on its frontier, and constant loops with the first of the
+guidances, with the other seeds, which make the reported means. Writes
+frontier.json after every point (a finished point is not measured again),
+frontier.png and frontier.md.
 """
 
 import itertools
-import pathlib
 from typing import Any
 
 from absl import flags
@@ -18,14 +18,19 @@ from absl import flags
 from elt_jax import cli, sample
 from elt_jax.evals import elastic, frontier, frontier_report
 from elt_jax.evals.frontier import Point, Sweep
+from elt_jax.samplers.loops import parse
 
 
 def default_loops(config: Any, workdir: str) -> list[str]:
   """Every count, the ramps, converging loops; calibrated ones if there are."""
   forms = [str(n) for n in elastic.loop_counts(config)]
-  forms += ['increasing', 'decreasing', 'mid-peak', 'converge']
-  if (pathlib.Path(workdir) / 'calibration.json').is_file():
-    forms += ['calibrated:0.5', 'calibrated:0.75']
+  forms += ['increasing', 'decreasing', 'mid-peak', 'converge', 'rebatch']
+  for form in ('calibrated:0.5', 'calibrated:0.75'):
+    try:
+      parse(form, config, workdir)
+    except ValueError:  # None, or not of this sampler.
+      continue
+    forms.append(form)
   return forms
 
 
@@ -69,11 +74,15 @@ def main(args: flags.FlagValues) -> None:
     if point.loops.isdigit() and (point.guidance, point.refine) == usual
   ]
   sweep.measure(points, [first])
-  rows = frontier.summarize([r for r in sweep.rows if r['seed'] == first])
+  names = {point.name for point in points}
+  of = lambda seeds: [
+    row for row in sweep.rows if row['point'] in names and row['seed'] in seeds
+  ]
+  rows = frontier.summarize(of([first]), first)
   best = [row for cost in frontier.COSTS for row in frontier.pareto(rows, cost)]
   repeated = {row['point'] for row in best} | set(baselines)
   sweep.measure([p for p in points if p.name in repeated], others)
-  rows = frontier.summarize(sweep.rows)
+  rows = frontier.summarize(of([first, *others]), first)
   for path in frontier_report.write(workdir, sweep.recipe, rows, baselines):
     print(path)
 
@@ -101,7 +110,7 @@ def _define(values: flags.FlagValues) -> None:
     flag_values=values,
   )
   integer('num', 1000, 'Samples of a point.', flag_values=values)
-  string('seeds', '0', 'Seeds of the noise.', flag_values=values)
+  string('seeds', '0,1,2,3', 'Seeds of the noise.', flag_values=values)
   cli.add_program(values)
 
 

@@ -11,6 +11,7 @@ from elt_jax import viz
 from elt_jax.data import sources
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.plan import least_loops
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 # Columns of the grid.
@@ -24,18 +25,18 @@ def build_preview(
 ) -> Preview:
   """A function of the averaged parameters that gives uint8 [H, W, 3].
 
-  Of a generator, a row of samples per loop count 1..L_max, the same seeds in
+  Of a generator, a row of samples per loop count up to L_max, the same seeds in
   each; of a tokenizer, held-out examples over their reconstructions.
   """
   if config.model.family == 'tokenizer':
     return _reconstructions(config, model)
   draw = Draw(config, model, mesh, _COLUMNS, tokenizer)
   labels = np.arange(_COLUMNS) % config.data.num_classes
+  counts = range(least_loops(config), config.model.max_loops + 1)
 
   def preview(params: Any) -> np.ndarray:
     rows = [
-      viz.to_uint8(draw(params, labels, loops, seed=0))
-      for loops in range(1, config.model.max_loops + 1)
+      viz.to_uint8(draw(params, labels, loops, seed=0)) for loops in counts
     ]
     return viz.grid(np.concatenate(rows), _COLUMNS)
 

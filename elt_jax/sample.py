@@ -30,7 +30,6 @@ from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers import loops, refine
 from elt_jax.samplers.draw import Draw
-from elt_jax.samplers.plan import build_plan
 from elt_jax.tokenizers import pretrained
 from elt_jax.validation import validate
 
@@ -83,7 +82,8 @@ def load(workdir: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
   if config.model.family == 'masked':
     tokenizer = pretrained.load(pathlib.Path(workdir) / 'tokenizer')
     pretrained.check_fits(config, tokenizer)
-  return make_draw(config, model, mesh, num, tokenizer, changes), params, step
+  draw = make_draw(config, model, mesh, num, tokenizer, changes, workdir)
+  return draw, params, step
 
 
 def make_draw(
@@ -93,13 +93,14 @@ def make_draw(
   num: int,
   tokenizer: pretrained.Tokenizer | None,
   changes: dict[str, Any],
+  workdir: str = '',
 ) -> Draw:
   """For up to `num` samples at a time; `changes` are keys of config.sample."""
   config = config.copy_and_resolve_references()
   config.sample.update(changes)
   config = validate(config)
   batch_size = min(num, config.sample.batch_size)
-  return Draw(config, model, mesh, batch_size, tokenizer)
+  return Draw(config, model, mesh, batch_size, tokenizer, workdir)
 
 
 def load_tokenizer(workdir: str) -> tuple[pretrained.Tokenizer, int]:
@@ -152,9 +153,9 @@ def main(args: flags.FlagValues) -> None:
   config = draw.config
   texts = (args.loops or str(config.model.max_loops)).split(',')
   schedules = [loops.parse(text, config, path) for text in texts]
-  for schedule in schedules:  # Refused before anything is drawn.
-    build_plan(config, schedule)
   refined = args.refine and refine.parse(args.refine, config)
+  for schedule in schedules:  # Refused before anything is drawn.
+    draw.plans(schedule, refined)
   classes = list(range(config.data.num_classes))
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
@@ -180,6 +181,9 @@ def main(args: flags.FlagValues) -> None:
       sum(flops.flops_per_sample(config, *run) for run in spent) / 1e9,
       time.monotonic() - began,
     )
+    if schedule.tolerance:
+      per_step = ' '.join(f'{n:.3g}' for n in spent[0].loops[:, 0])
+      log.info('Loops run at each step: %s.', per_step)
   columns = args.num + len(front)
   if len(schedules) == 1 and not args.edit:
     columns = math.ceil(math.sqrt(args.num))

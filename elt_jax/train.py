@@ -153,7 +153,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
 
 
 def by_loop(telemetry: dict[str, jax.Array]) -> dict[str, float]:
-  """{'update': [0.3, 0.1]} -> {'loop_1/update': 0.3, 'loop_2/update': 0.1}."""
+  """{'loss': [0.3, 0.1]} -> {'loop_1/loss': 0.3, 'loop_2/loss': 0.1}."""
   return {
     f'loop_{i + 1}/{name}': float(value)
     for name, values in jax.device_get(telemetry).items()

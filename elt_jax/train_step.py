@@ -96,7 +96,9 @@ def build_telemetry(
     return objective.telemetry(state.params, batch, key, state.step)
 
   return jax.jit(
-    telemetry, in_shardings=(shardings, sharding.batch_sharding(mesh))
+    telemetry,
+    in_shardings=(shardings, sharding.batch_sharding(mesh)),
+    out_shardings=NamedSharding(mesh, P()),
   )
 
 

@@ -1,4 +1,4 @@
-"""Pictures: grids of samples and the elastic curve."""
+"""Pictures: grids of samples, the elastic curve, what each loop does."""
 
 import pathlib
 from typing import Any
@@ -130,25 +130,27 @@ def elastic_figure(
 
 
 def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:
-  """What each loop does at each sampling step: four maps.
+  """What each loop does: four maps of sampling, over four curves of training.
 
   Args:
-    report: of `evals.elastic.evaluate`.
+    report: of `evals.elastic.evaluate`, with telemetry of training.
     path: where the PNG goes.
   """
-  from matplotlib import colors
+  from matplotlib import colormaps, colors
   from matplotlib.figure import Figure
 
   trained = report['recipe']['max_loops_in_training']
+  telemetry = report['telemetry']
+  figure = Figure(figsize=(15, 6), layout='constrained')
+  axes = figure.subplots(2, 4)
   maps = {
     'update': 'norm of the update',
     'relative_update': 'update over the state before',
     'norm': 'norm of the state',
     'distance': f'output: distance from L = {trained}',
   }
-  figure = Figure(figsize=(11, 5.5), layout='constrained')
-  for axis, (name, title) in zip(figure.subplots(2, 2).flat, maps.items()):
-    values = np.array(report['telemetry'][name]).T  # [loops, steps]
+  for axis, (name, title) in zip(axes[0], maps.items(), strict=True):
+    values = np.array(telemetry['sampling'][name]).T  # [loops, steps]
     # The first loop changes the embedding out of all proportion.
     norm = colors.LogNorm() if 'update' in name else None
     image = axis.imshow(values, origin='lower', aspect='auto', norm=norm)
@@ -158,8 +160,29 @@ def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:
     axis.set_ylabel('loop')
     axis.set_yticks(range(len(values)), range(1, len(values) + 1))
     axis.axhline(trained - 0.5, color='white', lw=1, ls='--')
+  curves = {
+    'loss': 'loss of the exit',
+    'agreement': f'agreement with the exit of L = {trained}',
+    'relative_update': 'update over the state before',
+    'state_rms': 'state, root mean square',
+  }
+  looks = telemetry['training']
+  for axis, (name, title) in zip(axes[1], curves.items(), strict=True):
+    for n, look in enumerate(looks):
+      loops = range(1, len(look[name]) + 1)
+      color = colormaps['viridis']((n + 1) / len(looks))
+      label = f'training step {look["step"]}'
+      axis.plot(loops, look[name], 'o-', ms=3, color=color, label=label)
+    axis.axvline(trained + 0.5, color='0.5', lw=1, ls='--')
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel('loop')
+    if name != 'agreement':
+      axis.set_yscale('log')
+  if 0 < len(looks) <= 6:
+    axes[1, 0].legend(fontsize=7)
   figure.suptitle(
-    f'Along {trained} loops a step; above the line, loops beyond training',
+    f'Above: sampling with {trained} loops a step. Below: training. Past the '
+    'dashed lines, loops beyond training',
     fontsize=10,
   )
-  figure.savefig(path, format='png', dpi=110)
+  figure.savefig(path, format='png', dpi=100)

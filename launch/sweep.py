@@ -81,7 +81,9 @@ def summarize(reports: dict[str, dict], workdir: pathlib.Path) -> None:
     for row in report['rows']
   ]
   with (workdir / 'summary.csv').open('w', newline='') as file:
-    writer = csv.DictWriter(file, fieldnames=rows[0].keys())
+    # A schedule that ends early has columns of its own.
+    columns = dict.fromkeys(name for row in rows for name in row)
+    writer = csv.DictWriter(file, fieldnames=columns)
     writer.writeheader()
     writer.writerows(rows)
   print(
@@ -89,7 +91,7 @@ def summarize(reports: dict[str, dict], workdir: pathlib.Path) -> None:
   )
   for row in rows:
     print(
-      f'{row["run"]:18s} {row["loops"]:3d} {row["fd_lenet"]:9.2f} '
+      f'{row["run"]:18s} {row["loops"]!s:>3s} {row["fd_lenet"]:9.2f} '
       f'{row["class_accuracy"]:9.3f} {row["gflops_per_sample"]:8.2f}'
     )
   from matplotlib.figure import Figure

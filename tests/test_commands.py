@@ -135,7 +135,7 @@ def test_training_writes_what_it_says(trained):
     'grad_norm',
   ):
     assert all(np.isfinite(r[f'train/{name}']) for r in records)
-  looked = [r['step'] for r in records if 'loop_6/update' in r]
+  looked = [r['step'] for r in records if 'loop_6/loss' in r]
   assert looked == [12, 24]
   assert sorted(p.name for p in (trained / 'checkpoints').iterdir()) == [
     '20',
@@ -228,7 +228,10 @@ def test_evaluate_writes_the_elastic_report(trained, tmp_path):
   assert picture_size(trained / 'elastic.png')[0] > 800
   # A number per sampling step and loop, to 2 L_max.
   for name in ('norm', 'update', 'relative_update', 'distance'):
-    assert np.shape(report['telemetry'][name]) == (3, 6)
+    assert np.shape(report['telemetry']['sampling'][name]) == (3, 6)
+  looks = report['telemetry']['training']
+  assert [look['step'] for look in looks] == [12, 24]
+  assert np.shape(looks[1]['loss']) == (6,)
   assert picture_size(trained / 'telemetry.png')[0] > 800
 
 
@@ -251,6 +254,7 @@ def test_a_budget_is_calibrated_and_the_frontier_found(trained, tmp_path):
   )
   assert 'loops calibrated:0.5 (1.33 a step over 3 steps)' in err
   assert 'loops explicit:2x1+1x6 (2.67 a step over 3 steps)' in err
+  assert 'Loops run at each step: ' in err  # Of converge.
   assert picture_size(tmp_path / 'grid.png') == (2 * 22, 2 * 42)
   args = [f'--workdir={trained}', '--loops=1,decreasing,calibrated:0.5']
   args += ['--guidances=cfg:1.5,exit:2', '--num=20', '--seeds=0,1']
@@ -324,7 +328,7 @@ USER_ERRORS = [
   ),
   (
     ['sample', '--workdir={trained}', '--refine=share=0.5'],
-    'refinement are for masked models',
+    'Refinement is for masked models',
   ),
   (
     ['calibrate', '--workdir={trained}', '--budget=0.2'],

@@ -126,13 +126,27 @@ def report():
     name: [[3.0, 2.0, 1.0, 0.5]] * 4
     for name in ('norm', 'update', 'relative_update', 'distance', 'effect')
   }
+  telemetry = {'sampling': telemetry}
   return {'recipe': recipe, 'rows': rows, 'telemetry': telemetry}
 
 
 def test_report_is_written_and_the_figure_holds_every_row(tmp_path):
   pictures = np.full((3, 12, 8, 8, 1), 200, np.uint8)
+  record = {'step': 7, 'train/loss': 1.0} | {
+    f'loop_{n}/{name}': n + 0.5
+    for n in (1, 2, 3, 4)
+    for name in ('state_rms', 'relative_update', 'loss', 'agreement')
+  }
+  (tmp_path / 'logs').mkdir()
+  lines = json.dumps({'step': 6, 'train/loss': 2.0}), json.dumps(record), '{"s'
+  (tmp_path / 'logs' / 'metrics.jsonl').write_text('\n'.join(lines))
   paths = elastic.write(str(tmp_path), report(), pictures)
-  assert json.loads(paths[0].read_text()) == report()
+  written = json.loads(paths[0].read_text())
+  (look,) = written['telemetry'].pop('training')
+  assert written == report()
+  assert look['step'] == 7 and look['loss'] == [1.5, 2.5, 3.5, 4.5]
+  with Image.open(paths[2]) as file:
+    assert file.size[0] > 1000
   with Image.open(paths[1]) as file:
     figure = np.asarray(file)
   assert figure.shape[1] > 800

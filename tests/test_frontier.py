@@ -3,11 +3,15 @@
 import json
 import types
 
+import jax
 import numpy as np
 import pytest
 
 from elt_jax.evals import elastic, frontier, frontier_report
 from elt_jax.evals.frontier import Point, Sweep
+from elt_jax.mesh import build_mesh
+from elt_jax.models import build_model
+from elt_jax.samplers.draw import Draw, Drawn
 from elt_jax.samplers.plan import parse_guidance
 
 COST = 'gflops_per_sample'
@@ -44,8 +48,10 @@ def test_the_frontier_by_hand():
 
 def test_seeds_are_means_with_half_their_range():
   rows = [row('a', 1, 9.0), row('a', 1.2, 10.0, 1), row('b', 2, 5.0)]
-  a, b = frontier.summarize(rows)
-  assert (a['fd_lenet'], a['spread'], a['seeds']) == (9.5, 0.5, 2)
+  rows += [row('a', 1.0, 11.0, 2)]
+  a, b = frontier.summarize(rows, first=0)
+  # The seed that chose is left out, where there are others.
+  assert (a['fd_lenet'], a['spread'], a['seeds']) == (10.5, 0.5, 2)
   assert (b['fd_lenet'], b['spread'], b['seeds']) == (5.0, None, 1)
   np.testing.assert_allclose(a[COST], 1.1)
 
@@ -75,10 +81,22 @@ def test_words_of_guidance(text, want):
 
 
 @pytest.mark.parametrize(
-  'text', ['cfg', 'cfg:', 'cgf:2', 'cfg:x', 'cfg:2:weak=1', 'exit:2:exit=1', '']
+  'text',
+  [
+    'cfg',
+    'cfg:',
+    'cgf:2',
+    'cfg:x',
+    'cfg:2:weak=1',
+    'exit:2:exit=1',
+    'exit:2:weak=1.5',
+    'exit:2:weak=inf',
+    'exit:2:weak=0',
+    '',
+  ],
 )
 def test_wrong_words_of_guidance(text):
-  with pytest.raises(ValueError, match='no guidance|expected'):
+  with pytest.raises(ValueError, match='no guidance|expected|weak must be'):
     parse_guidance(text)
 
 
@@ -99,13 +117,15 @@ def measured(monkeypatch, config):
   monkeypatch.setattr(elastic, 'load_reference', lambda *_: None)
   monkeypatch.setattr(elastic, 'make_recipe', lambda *_: dict(recipe))
 
-  class Draw:
-    def __call__(self, *args, **kwargs):
-      pass
+  model = build_model(config)
+  mesh = build_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
 
-  draw = Draw()
-  draw.config = config
-  return lambda workdir, num=8: Sweep(workdir, draw, {}, 5, num), seen
+  def make(workdir, num=8):
+    draw = Draw(config, model, mesh, 4, workdir=workdir)
+    draw.sample = lambda *args, **kwargs: Drawn(None, [])
+    return Sweep(workdir, draw, {}, 5, num)
+
+  return make, seen
 
 
 def test_a_sweep_goes_on_where_it_was(measured, tmp_path):
@@ -134,17 +154,19 @@ def test_a_calibration_made_again_is_measured_again(measured, tmp_path):
         'recipe': {'num_steps': 4, 'method': 'ddim'},
         'effect': effect,
         'cost': [1] * 4,
+        'low': 1,
       }
     )
   )
   calibrate([[0.9, 0.1, 0]] + [[0.1, 0.1, 0]] * 3)
-  make(str(tmp_path)).measure(point, [0])
-  make(str(tmp_path)).measure(point, [0])
-  assert len(seen) == 1
+  make(str(tmp_path)).measure(point, [0, 1])
+  make(str(tmp_path)).measure(point, [0, 1])
+  assert len(seen) == 2
   calibrate([[0.1, 0.1, 0]] * 3 + [[0.9, 0.1, 0]])
   sweep = make(str(tmp_path))
   sweep.measure(point, [0])
-  assert len(seen) == 2 and len(sweep.rows) == 1
+  assert len(seen) == 3
+  assert [row['seed'] for row in sweep.rows] == [0]  # None of the old ones.
 
 
 def test_impossible_points_are_left_out_and_nonsense_is_refused(
@@ -153,6 +175,17 @@ def test_impossible_points_are_left_out_and_nonsense_is_refused(
   sweep = measured[0](str(tmp_path))
   points = [Point('1', 'exit:2:weak=2'), Point('2', 'exit:2:weak=2')]
   assert sweep.possible(points) == points[1:]
+  # An exit of the last loop is no guidance; cfg at one loop is not shallow.
+  same = [Point('2', g) for g in ('exit:3:weak=2', 'none', 'cfg:1')]
+  assert sweep.possible(same) == same[:1]
+  shallow = [Point('1', 'cfg:2'), Point('1', 'cfg_shallow:2')]
+  assert sweep.possible(shallow) == shallow[:1]
+  with pytest.raises(ValueError, match='No point.*weak_loops = 2 is more'):
+    sweep.possible(points[:1])
+  with pytest.raises(ValueError, match='guidance must be at least 0'):
+    sweep.possible([Point('1', 'cfg:-1')])
+  with pytest.raises(ValueError, match='is for masked models'):
+    sweep.possible([Point('1', 'none', 'rounds=1')])
   with pytest.raises(ValueError, match='is no guidance'):
     sweep.possible([Point('1', 'what')])
   with pytest.raises(ValueError, match='is no loop schedule'):
@@ -161,10 +194,12 @@ def test_impossible_points_are_left_out_and_nonsense_is_refused(
 
 def test_the_report_names_the_best_at_each_cost(tmp_path):
   rows = [
-    row('L=2, cfg:2', 2, 9.0),
-    row('L=2, cfg:2', 2, 9.4, 1),
-    row('decreasing, exit:2', 1.5, 8.0),
-    row('decreasing, exit:2', 1.5, 8.2, 1),
+    *(row('L=2, cfg:2', 2, q, seed) for seed, q in enumerate((1, 9.0, 9.4))),
+    *(row('L=3, cfg:2', 3, q, seed) for seed, q in enumerate((1, 8.0, 8.1))),
+    *(
+      row('decreasing, exit:2', 1.5, q, seed)
+      for seed, q in enumerate((1, 8.0, 8.2))
+    ),
     row('converge, none', 1.0, 1.0),  # Of one seed: not settled.
   ]
   recipe = types.MappingProxyType(
@@ -177,14 +212,16 @@ def test_the_report_names_the_best_at_each_cost(tmp_path):
       'fd_lenet_floor': 0.5,
     }
   )
-  summary = frontier.summarize(rows)
+  summary = frontier.summarize(rows, 0)
   paths = frontier_report.write(
-    str(tmp_path), dict(recipe), summary, ['L=2, cfg:2']
+    str(tmp_path), dict(recipe), summary, ['L=2, cfg:2', 'L=3, cfg:2']
   )
   text = paths[0].read_text()
   assert (
-    '| L=2, cfg:2 | 9.20 ± 0.20 | decreasing, exit:2 | 8.10 ± 0.10 |' in text
+    '| L=2, cfg:2 | 9.20 ± 0.20 | decreasing, exit:2 | 8.10 ± 0.10 | no |'
+    in text
   )
+  assert '| L=3, cfg:2 | 8.05 ± 0.05 | yes |' in text
   assert '| converge, none | 1.00 |' in text.split('## Every point')[1]
   assert 'converge, none' not in text.split('## Every point')[0]
   assert paths[1].stat().st_size > 10_000

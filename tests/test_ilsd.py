@@ -213,6 +213,9 @@ def test_telemetry_is_what_each_loop_does(config, family):
   np.testing.assert_allclose(look['agreement'][2], 1, atol=1e-6)
   assert (np.delete(np.asarray(look['agreement']), 2) < 1).all()
   # |h_l| <= |h_(l-1)| + |update|, and the reverse.
-  norm, update = np.asarray(look['state_norm']), np.asarray(look['update'])
+  norm, update = (
+    np.asarray(look['state_rms']),
+    np.asarray(look['relative_update']),
+  )
   growth = np.abs(norm[1:] / norm[:-1] - 1)
   assert (growth <= update[1:] + 1e-6).all() and (update > 0).all()

@@ -88,6 +88,9 @@ def test_converging_loops(config):
   [
     (0, 'integer of at least 1; got 0'),
     ([1, 2], r'one per sampling step \(10\).*got \[1, 2\]'),
+    ([], r'one per sampling step \(10\).*got \[\]'),
+    ([[1] * 10], 'one per sampling step'),
+    (None, 'got None'),
     (2.5, 'integer of at least 1; got 2.5'),
     ('', 'is no loop schedule'),
     ('-1', "'-1' is no loop schedule"),

@@ -61,10 +61,23 @@ def test_easy_batches_end_early():
   # An easy sample moves once a step and is found still at its second loop.
   np.testing.assert_array_equal(out, 3 * (labels + 1) + 100 * np.arange(10))
   # Rows are 5 easy and 7 hard, for the last one fills up its batch. First
-  # every batch waits for its hard ones, found still at loop 6; then seven hard
-  # rows fill one batch and most of another.
-  np.testing.assert_allclose(loops[:, 0], [6, 14 / 3, 14 / 3])
+  # every batch waits for its hard ones, found still at loop 6; then the seven
+  # fill one batch and most of another, whose easy sample waits with them.
+  np.testing.assert_allclose(loops[:, 0], [6, 4.4, 4.4])
   np.testing.assert_array_equal(loops[:, 1], 0)
+
+
+def test_batches_of_two():
+  mesh = build_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  draw = Rebatched(Countdown(None, 3, None, 'output'), mesh, batch_size=2)
+  labels = np.array([0, 4, 1, 3], np.int32)
+  given = {'given': np.zeros(4)}
+  out, loops = draw({}, jax.random.key(0), labels, plan(3, 0.5), given)
+  np.testing.assert_array_equal(out, 3 * (labels + 1))
+  # (0, 4) and (1, 3) first; then by what they moved from loop 1 to 2, which
+  # of those at hand is 1 of all but the first: it goes to the last batch.
+  np.testing.assert_allclose(loops[0], [(6 + 5) / 2, 0])
+  np.testing.assert_allclose(loops[1:, 0], [(6 + 5) / 2] * 2)
 
 
 @pytest.mark.parametrize('family', ['diffusion', 'masked'])

@@ -92,5 +92,5 @@ def test_refinement_is_for_masked_models(config):
   model, params, _ = init(config)
   mesh = build_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
   draw = Draw(config, model, mesh, 4)
-  with pytest.raises(ValueError, match='are for masked models'):
+  with pytest.raises(ValueError, match='is for masked models'):
     draw(params, [0], 1, seed=0, refined=Refine(1, 0.3, 1, 1))

@@ -119,11 +119,19 @@ def test_samples_do_not_depend_on_the_number_of_devices(config):
     axis_types=(jax.sharding.AxisType.Auto,) * 3,
     devices=jax.devices()[:1],
   )
-  np.testing.assert_allclose(
-    draw(params, labels, 2, seed=0),
-    Draw(config, model, alone)(params, labels, 2, seed=0),
-    atol=1e-5,
-  )
+  one = Draw(config, model, alone)
+  for loops in (2, 'converge:tol=0.05:max=6'):
+    want = draw.sample(params, labels, loops, seed=0)
+    got = one.sample(params, labels, loops, seed=0)
+    np.testing.assert_allclose(got.samples, want.samples, atol=1e-5)
+    np.testing.assert_array_equal(got.spent[0].loops, want.spent[0].loops)
+  assert 1 < got.spent[0].loops.mean() < 6
+  for a, b in zip(
+    jax.tree.leaves(one.probe(params, 5, 4, seed=0)),
+    jax.tree.leaves(draw.probe(params, 5, 4, seed=0)),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
 
 
 def test_ddpm_differs_from_ddim_and_both_are_repeatable():

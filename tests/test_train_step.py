@@ -9,10 +9,11 @@ import optax
 import pytest
 
 from elt_jax import optim
+from elt_jax.keys import random_stream
 from elt_jax.sharding import batch_sharding
-from elt_jax.train_step import ema_decay
+from elt_jax.train_step import build_telemetry, ema_decay
 from tests.conftest import tiny_config
-from tests.helpers import Stack, abstract_params, make_batch
+from tests.helpers import Stack, abstract_params, make_batch, objective_of
 
 
 def run(stack, step, steps):
@@ -86,6 +87,23 @@ def test_accumulation_equals_the_whole_batch(config):
     whole.params,
     parts.params,
   )
+
+
+def test_telemetry_looks_at_one_part_on_all_devices(config):
+  config.train.accumulate_steps = 2
+  stack = Stack(config, {'data': 2, 'fsdp': 2, 'tensor': 2})
+  objective = objective_of(config)
+  look = build_telemetry(config, objective, stack.mesh, stack.shardings)
+  batch, state = make_batch(config), stack.create()
+  placed = jax.device_put(batch, batch_sharding(stack.mesh))
+  found = jax.device_get(look(state, placed))
+  part = {name: values[::2] for name, values in batch.items()}
+  key = random_stream(config.train.seed, 'train')
+  params = jax.device_get(state.params)
+  want = jax.jit(objective.telemetry)(params, part, key, 0)
+  for name, values in found.items():
+    assert values.shape == (2 * config.model.max_loops,)
+    np.testing.assert_allclose(values, want[name], rtol=1e-4, atol=1e-6)
 
 
 def test_ema_warms_up_and_follows_the_parameters(config):

@@ -13,9 +13,10 @@ from elt_jax import files, flops, viz
 from elt_jax.data import sources
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.evals.reference import Reference
+from elt_jax.evals.telemetry import of_sampling, of_training
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops
-from elt_jax.samplers.plan import VALUES, build_plan
+from elt_jax.samplers.plan import VALUES, least_loops
 from elt_jax.samplers.refine import Refine
 
 # Samples of each schedule that are kept for the picture.
@@ -25,9 +26,10 @@ _PROBED = 32
 
 
 def loop_counts(config: Any) -> list[int]:
-  """1..L_max, every one, and two beyond, as in 1, 2, 3, 4, 6, 8."""
+  """All up to L_max, and two beyond: 1, 2, 3, 4, 6, 8."""
   most = config.model.max_loops
-  return sorted({*range(1, most + 1), most + (most + 1) // 2, 2 * most})
+  low = min(least_loops(config), most)
+  return sorted({*range(low, most + 1), most + (most + 1) // 2, 2 * most})
 
 
 def load_reference(config: Any, draw: Draw) -> Reference:
@@ -59,8 +61,9 @@ def measure(
   """(a row of metrics, samples) of `num` samples drawn in one way.
 
   Labels take turns, so classes are balanced. 'mean_loops' are those really
-  run by the conditional pass; a schedule that ends early has them step by
-  step in 'loops_per_step'. For the arguments see `Draw.sample`.
+  run by the conditional pass of the draft; a schedule that ends early has them
+  step by step in 'loops_per_step', and 'loops_saved', the share of the loops
+  it might have run. For the arguments see `Draw.sample`.
   """
   config = draw.config
   labels = np.arange(num) % config.data.num_classes
@@ -79,6 +82,7 @@ def measure(
     'seconds_per_sample': seconds / num,
   }
   if loops.tolerance:
+    row['loops_saved'] = float(1 - run.mean() / np.mean(loops.steps))
     row['loops_per_step'] = [round(float(n), 2) for n in run]
   return row, drawn.samples
 
@@ -96,16 +100,18 @@ def evaluate(
 
   Returns:
     (report, pictures): {'recipe', 'rows', 'telemetry'} as in elastic.json, and
-    uint8 [len(loops), 12, h, w, c] samples. Telemetry is what loops 1..2 L_max
-    do at each sampling step of L_max loops, see `samplers.probe`.
+    uint8 [len(loops), 12, h, w, c] samples. For 'telemetry' see
+    `evals.telemetry`.
   """
   for schedule in loops:  # Refused before anything is read or drawn.
-    build_plan(draw.config, schedule)
+    draw.plans(schedule, refined)
+  telemetry = {'sampling': of_sampling(draw, params, min(num, _PROBED), seed)}
   reference = load_reference(draw.config, draw)
-  rows, pictures = [], []
+  rows, pictures, warm = [], [], set()
   for schedule in loops:
-    if not rows or schedule.rebatch:  # Compiles, and is not timed.
+    if schedule.rebatch not in warm:  # Compiles, and is not timed.
       draw(params, [0], schedule, seed, refined=refined)
+      warm.add(schedule.rebatch)
     row, samples = measure(
       draw, params, reference, schedule, num, seed, refined
     )
@@ -115,12 +121,6 @@ def evaluate(
   recipe |= {'seed': seed}
   if refined:
     recipe['refine'] = dataclasses.asdict(refined)
-  most = 2 * draw.config.model.max_loops
-  telemetry = draw.probe(params, min(num, _PROBED), most, seed)
-  telemetry = {
-    name: np.round(values, 6).astype(float).tolist()
-    for name, values in dataclasses.asdict(telemetry).items()
-  }
   report = {'recipe': recipe, 'rows': rows, 'telemetry': telemetry}
   return report, np.stack(pictures)
 
@@ -138,6 +138,7 @@ def make_recipe(
     'labels': 'balanced',
     'sampler': s.method,
     'num_steps': s.num_steps,
+    'batch_size': draw.batch_size,
     **{name: s[name] for name in VALUES},
     'max_loops_in_training': config.model.max_loops,
     'fd_lenet_reference': (
@@ -189,6 +190,8 @@ def table(report: dict[str, Any]) -> str:
       f'{row["gflops_per_sample"]:13.2f}   '
       f'{1e3 * row["seconds_per_sample"]:9.2f}'
     )
+    if 'loops_saved' in row:
+      lines[-1] += f'   {100 * row["loops_saved"]:.0f}% of loops saved'
   lines.append(
     f'{"floor":{width + 7}s}   {recipe["fd_lenet_floor"]:8.2f}   '
     f'{recipe["lenet_test_accuracy"]:14.3f}   (half of the real data '
@@ -206,8 +209,12 @@ def table(report: dict[str, Any]) -> str:
 def write(
   workdir: str, report: dict[str, Any], pictures: np.ndarray
 ) -> list[pathlib.Path]:
-  """Writes elastic.json, elastic.png and telemetry.png; returns their paths."""
+  """Writes elastic.json, elastic.png and telemetry.png; returns their paths.
+
+  What training logged of its loops is added to the telemetry.
+  """
   root = pathlib.Path(workdir)
+  report['telemetry']['training'] = of_training(workdir)
   names = ('elastic.json', 'elastic.png', 'telemetry.png')
   paths = [root / name for name in names]
   files.write_text(paths[0], json.dumps(report, indent=2) + '\n')

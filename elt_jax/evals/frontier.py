@@ -12,15 +12,15 @@ import logging
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from elt_jax import files
 from elt_jax.evals import elastic
-from elt_jax.evals.reference import Reference
 from elt_jax.samplers import refine
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops, explicit, parse
-from elt_jax.samplers.plan import build_plan, parse_guidance
+from elt_jax.samplers.plan import changed, parse_guidance
 
 log = logging.getLogger('elt_jax.frontier')
 COSTS = ('gflops_per_sample', 'seconds_per_sample')
@@ -54,49 +54,54 @@ class Sweep:
   def __init__(
     self, workdir: str, draw: Draw, params: Any, step: int, num: int
   ):
-    """Reads what a sweep of the same recipe has left.
+    """Reads what a sweep of the same settings has left.
 
     Raises:
-      ValueError: if frontier.json is of another recipe.
+      ValueError: if frontier.json is of other settings.
     """
     self._workdir = workdir
     self._path = pathlib.Path(workdir) / 'frontier.json'
     self._draw, self._params, self._num = draw, params, num
-    self._reference: Reference | None = None
-    config = draw.config
-    self.key = {
+    # All that a point does not say itself.
+    self.key = draw.config.sample.to_dict() | {
       'checkpoint_step': step,
       'num_samples': num,
-      'num_steps': config.sample.num_steps,
-      'sampler': config.sample.method,
-      'watch': config.sample.watch,
+      'batch_size': draw.batch_size,
     }
+    for said in ('guidance', 'guidance_mode'):
+      del self.key[said]
     self.recipe, self.rows = {}, []
     if self._path.exists():
       report = json.loads(self._path.read_text())
       self.recipe, self.rows = report['recipe'], report['rows']
       for name, value in self.key.items():
-        if self.recipe[name] != value:
+        if (there := self.recipe.get(name)) != value:
           raise ValueError(
-            f'{self._path} is of {name} = {self.recipe[name]}, not {value}. '
-            'Move it away, or sweep with the same flags.'
+            f'{self._path} is of {name} = {there}, not {value}. Move it away, '
+            'or sweep with the same flags.'
           )
 
   def possible(self, points: Iterable[Point]) -> list[Point]:
-    """Without those whose weak output would come after the strong one.
+    """Without those that no sampler can run, and those that say the same.
 
     Raises:
-      ValueError: if a word of a point has no meaning.
+      ValueError: if a word of a point has no meaning, or nothing is left.
     """
-    kept = []
+    kept, why = {}, 'there are none'
     for point in points:
-      loops, changes, _ = self._resolve(point)
+      loops, changes, refined = self._resolve(point)
+      changed(self._draw.config, **changes)  # What is wrong by itself raises.
       try:
-        build_plan(self._draw.config, loops, **changes)
-        kept.append(point)
-      except ValueError as e:
+        plans = self._draw.plans(loops, refined, **changes)
+      except ValueError as e:  # A weak output after the strong one.
         log.info('Left out, %s: %s', point.name, e)
-    return kept
+        why = e
+        continue
+      same = [x.tobytes() for x in jax.tree.leaves(plans)]
+      kept.setdefault((*same, loops.rebatch, point.refine), point)
+    if not kept:
+      raise ValueError(f'No point of the sweep can be measured: {why}')
+    return list(kept.values())
 
   def measure(self, points: list[Point], seeds: Iterable[int]) -> None:
     """Measures what is not yet; writes after each point."""
@@ -109,31 +114,35 @@ class Sweep:
     ]
     if not todo:
       return
-    if self._reference is None:
-      draw, step = self._draw, self.key['checkpoint_step']
-      self._reference = elastic.load_reference(draw.config, draw)
-      recipe = elastic.make_recipe(draw, self._reference, step, self._num)
-      # The rest of guidance is what the points say.
-      said = ('guidance', 'guidance_mode', 'exit_guidance', 'weak_loops')
-      self.recipe = {k: v for k, v in recipe.items() if k not in said}
-      self.recipe |= self.key
-      self._warm_up(points)
+    draw, step = self._draw, self.key['checkpoint_step']
+    reference = elastic.load_reference(draw.config, draw)
+    recipe = elastic.make_recipe(draw, reference, step, self._num)
+    self.recipe = {
+      name: value
+      for name, value in recipe.items()
+      if name not in ('guidance', 'guidance_mode')  # The points say them.
+    } | self.key
+    self._warm_up([point for point, _ in todo])
     for n, (point, seed) in enumerate(todo):
       loops, changes, refined = self._resolve(point)
       row, _ = elastic.measure(
-        self._draw,
+        draw,
         self._params,
-        self._reference,
+        reference,
         loops,
         self._num,
         seed,
         refined,
         **changes,
       )
-      named = {'point': point.name, 'seed': seed}
-      # Of a calibration that was made again, the old points go.
-      self.rows = [r for r in self.rows if not named.items() <= r.items()]
-      self.rows.append(named | {'schedule': self._schedule(point)} | row)
+      named = {'point': point.name, 'schedule': self._schedule(point)}
+      # Of a calibration that was made again, the old rows go, of all seeds.
+      self.rows = [
+        old
+        for old in self.rows
+        if old['point'] != point.name or named.items() <= old.items()
+      ]
+      self.rows.append(named | {'seed': seed} | row)
       self._write()
       log.info(
         '%d/%d  %s, seed %d: %s %.2f, accuracy %.3f, %.2f GFLOPs, %.1f ms.',
@@ -153,7 +162,7 @@ class Sweep:
     files.write_text(self._path, json.dumps(report, indent=1) + '\n')
 
   def _warm_up(self, points: list[Point]) -> None:
-    """Compiles every program that the points need, before one is timed."""
+    """Compiles every program that the points need, before any is timed."""
     programs = {}
     for point in points:
       loops, changes, refined = self._resolve(point)
@@ -176,14 +185,17 @@ class Sweep:
     return loops, parse_guidance(point.guidance), refined
 
 
-def summarize(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def summarize(rows: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
   """A row per point: means over its seeds, and half the range of quality.
 
-  'spread' is None where there is one seed.
+  The seed `first` chose which points have others: where there are others it
+  is left out, or the chosen would look better than they are. 'spread' is None
+  where there is one seed.
   """
   found = []
   for name in dict.fromkeys(row['point'] for row in rows):
     same = [row for row in rows if row['point'] == name]
+    same = [row for row in same if row['seed'] != first] or same
     values = [row[QUALITY] for row in same]
     mean = lambda key, same=same: float(np.mean([row[key] for row in same]))
     columns = (QUALITY, 'class_accuracy', 'mean_loops', *COSTS)

@@ -155,9 +155,9 @@ def loop_telemetry(
 ) -> dict[str, Array]:
   """What each loop does to one batch, 1..2 L_max: [2 L_max] each.
 
-  'state_norm', the root mean square of the state; 'update', that of the change
-  by the loop over that of the state before; 'loss', L_GT of the exit;
-  'agreement' of the exit with that of L_max. No dropout.
+  'state_rms', the root mean square of the state; 'relative_update', that of
+  the change by the loop over that of the state before; 'loss', L_GT of the
+  exit; 'agreement' of the exit with that of L_max. No dropout.
   """
   h, block, head = model.bind(params, *problem.inputs)
   states = loop_states(block, h, 2 * model.max_loops)
@@ -172,8 +172,8 @@ def loop_telemetry(
   square = lambda x: jnp.square(x.astype(jnp.float32))
   rms = jax.vmap(lambda x: jnp.sqrt(jnp.mean(square(x))))
   return {
-    'state_norm': rms(states),
-    'update': rms(states - before) / rms(before),
+    'state_rms': rms(states),
+    'relative_update': rms(states - before) / rms(before),
     'loss': loss,
     'agreement': agreement,
   }

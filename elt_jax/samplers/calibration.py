@@ -70,7 +70,7 @@ def share(text: str, low: int, high: int) -> float:
 
 
 def write(workdir: str, report: dict[str, Any]) -> pathlib.Path:
-  """Writes calibration.json, {'recipe', 'effect', 'cost', 'schedules'}."""
+  """Writes calibration.json: 'recipe', 'low', 'effect', 'cost', 'schedules'."""
   path = pathlib.Path(workdir) / 'calibration.json'
   files.write_text(path, json.dumps(report, indent=2) + '\n')
   return path
@@ -78,6 +78,8 @@ def write(workdir: str, report: dict[str, Any]) -> pathlib.Path:
 
 def schedule(workdir: str, budget: str, config: Any) -> tuple[int, ...]:
   """Loops of each step for a budget, by what was measured in a workdir.
+
+  They were measured under the guidance of the recipe, and may serve another.
 
   Raises:
     ValueError: if nothing was, or for another sampler; if the budget is no
@@ -93,7 +95,7 @@ def schedule(workdir: str, budget: str, config: Any) -> tuple[int, ...]:
     report = json.loads(path.read_text())
     recipe = report['recipe']
     effect, cost = np.array(report['effect']), np.array(report['cost'])
-    low, high = config.objective.min_loops, effect.shape[1]
+    low, high = report['low'], effect.shape[1]
   except (json.JSONDecodeError, KeyError, TypeError) as e:
     raise ValueError(f'{path} is no calibration: {e!r}') from e
   s = config.sample

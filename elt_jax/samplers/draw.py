@@ -28,7 +28,7 @@ class Spent(NamedTuple):
   Attributes:
     plan: of the run.
     loops: float [K, 2], loops really run at each step by the conditional and
-      the unconditional pass, a mean over samples.
+      the unconditional pass of a sample's batch; means over samples.
   """
 
   plan: Plan
@@ -49,10 +49,14 @@ class Drawn(NamedTuple):
 
 
 class Draw:
-  """Draws samples of a model; compiled once for every plan.
+  """Draws samples of a model, with one program for every plan.
+
+  Refinement and making batches anew have programs of their own.
 
   Attributes:
     config: of the model.
+    batch_size: samples of a program's call; those that end their loops early
+      wait for each other.
     tokenizer: what decodes the samples of a masked model, or None.
   """
 
@@ -63,6 +67,7 @@ class Draw:
     mesh: Mesh,
     batch_size: int | None = None,
     tokenizer: Tokenizer | None = None,
+    workdir: str = '',
   ):
     """Prepares to draw `batch_size` samples at a time.
 
@@ -74,13 +79,15 @@ class Draw:
         multiple of the devices.
       tokenizer: of a masked model, to turn tokens into images; None where the
         model draws images itself.
+      workdir: of the model, where calibrated schedules are.
     """
     self.config = config
+    self._workdir = workdir
     self.tokenizer = tokenizer
     self._mesh = mesh
     shards = batch_shards(mesh)
     batch_size = batch_size or config.sample.batch_size
-    self._batch_size = -(-batch_size // shards) * shards
+    self.batch_size = -(-batch_size // shards) * shards
     self._sampler = build_sampler(config, model)
     self._programs = {}
 
@@ -124,44 +131,65 @@ class Draw:
         f'Labels must be in 0..{classes - 1}, got '
         f'{labels.min()}..{labels.max()}.'
       )
-    if (known is not None or refined) and self.tokenizer is None:
-      raise ValueError(
-        'Known tokens and refinement are for masked models with a tokenizer.'
-      )
+    if known is not None and self.tokenizer is None:
+      raise ValueError('Known tokens are for masked models with a tokenizer.')
     if self.tokenizer and known is None:
       known = np.full((len(labels), *self.tokenizer.grid), -1)
     given = {} if known is None else {'known': self._checked(known, labels)}
-    loops = parse(loops, self.config)
-    plan = build_plan(self.config, loops, **changes)
+    loops = parse(loops, self.config, self._workdir)
+    plan, *rounds = self.plans(loops, refined, **changes)
     key = random_stream(seed, 'sample')
     run = self._rebatched if loops.rebatch else self._batches
-    out, spent = run(params, key, labels, plan, given)
-    spent = [Spent(plan, spent)]
-    for n in range(refined.rounds if refined else 0):
+    out, ran = run(params, key, labels, plan, given)
+    spent = [Spent(plan, ran)]
+    for n, plan in enumerate(rounds):
       key = jax.random.fold_in(random_stream(seed, 'refine'), n)
-      out, more = self._refine(
-        params, key, labels, out, known, refined, changes
-      )
-      spent.append(more)
+      fixed, log_p = known >= 0, out.log_p
+      keep = refine.least_confident(out.tokens, log_p, fixed, refined.share)
+      given = {'known': keep}
+      out, ran = self._batches(params, key, labels, plan, given, refined.steps)
+      out = out.replace(log_p=np.where(keep < 0, out.log_p, log_p))
+      spent.append(Spent(plan, ran))
     if isinstance(out, Decoded):
       out = self._decode(out.tokens) if self.tokenizer else out.tokens
     return Drawn(out, spent)
+
+  def plans(
+    self,
+    loops: int | str | Sequence[int] | Loops,
+    refined: refine.Refine | None = None,
+    **changes: Any,
+  ) -> list[Plan]:
+    """Of the run and of each round of refinement, checked; see `sample`."""
+    if refined and self.tokenizer is None:
+      raise ValueError('Refinement is for masked models with a tokenizer.')
+    loops = parse(loops, self.config, self._workdir)
+    plans = [build_plan(self.config, loops, **changes)]
+    if refined:
+      config = self.config.copy_and_resolve_references()
+      config.sample.num_steps = refined.steps
+      again = build_plan(config, refined.loops, **changes)
+      plans += [again] * refined.rounds
+    return plans
 
   def probe(
     self, params: Any, num: int, num_loops: int, seed: int, **changes: Any
   ) -> Probe:
     """What each of `num_loops` loops would give along the way of L_max.
 
-    See `samplers.probe`; [K, num_loops] each, means over `num` samples whose
-    labels take turns. Arguments are as those of `sample`.
+    See `samplers.probe`; here [K, num_loops] each, means over `num` samples
+    whose labels take turns. Arguments are as those of `sample`.
     """
+    shards = batch_shards(self._mesh)
+    size = min(-(-num // shards) * shards, self.batch_size)
     labels = np.arange(num, dtype=np.int32) % self.config.data.num_classes
     taken = self.config.model.max_loops
     program = jax.jit(functools.partial(probe, self._sampler, taken, num_loops))
     plan = build_plan(self.config, num_loops, **changes)
     key = random_stream(seed, 'sample')
-    found = self._each(program, params, key, labels, plan, {})
-    return jax.tree.map(lambda *x: np.mean(x, 0), *found)
+    found = self._each(program, params, key, labels, plan, {}, size)
+    join = lambda *x: np.concatenate(x, -1)[..., :num].mean(-1)
+    return jax.tree.map(join, *found)
 
   def _batches(
     self,
@@ -174,10 +202,13 @@ class Draw:
   ) -> tuple[Any, np.ndarray]:
     """(what the sampler gives, in numpy; loops run), batch after batch."""
     program = self._program(num_steps or self._sampler.num_steps)
-    parts = self._each(program, params, key, labels, plan, given)
+    size = self.batch_size
+    parts = self._each(program, params, key, labels, plan, given, size)
     out, reports = zip(*parts, strict=True)
     out = jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
-    return out, np.mean([report.loops for report in reports], 0)
+    real = [min(size, len(labels) - n * size) for n in range(len(reports))]
+    loops = [report.loops for report in reports]
+    return out, np.average(loops, 0, real)
 
   def _each(
     self,
@@ -187,13 +218,13 @@ class Draw:
     labels: np.ndarray,
     plan: Plan,
     given: dict[str, np.ndarray],
+    size: int,
   ) -> list[Any]:
-    """What `program` gives for each batch, in numpy."""
+    """What `program` gives for each batch of `size`, in numpy."""
     batched = sharding.batch_sharding(self._mesh)
     rows, out = {'labels': labels, **given}, []
-    for index, place in self._parts(len(labels)):
-      # The last batch is filled up by repeating its last sample.
-      parts = {k: v[place] for k, v in rows.items()} | {'index': index}
+    for index in _parts(len(labels), size):
+      parts = {k: v[index] for k, v in rows.items()} | {'index': index}
       parts = jax.device_put(parts, batched)
       out.append(program(params, key, plan=plan, **parts))
     return jax.device_get(out)
@@ -207,43 +238,14 @@ class Draw:
 
   @functools.cached_property
   def _rebatched(self) -> Rebatched:
-    return Rebatched(self._sampler, self._mesh, self._batch_size)
-
-  def _parts(self, count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(places, the same without those past the end) of each batch."""
-    for start in range(0, count, self._batch_size):
-      index = np.arange(start, start + self._batch_size, dtype=np.int32)
-      yield index, np.minimum(index, count - 1)
-
-  def _refine(
-    self,
-    params: Any,
-    key: jax.Array,
-    labels: np.ndarray,
-    draft: Any,
-    known: np.ndarray,
-    how: refine.Refine,
-    changes: dict[str, Any],
-  ) -> tuple[Any, Spent]:
-    """(decoded anew, cost) of one round."""
-    keep = refine.least_confident(
-      draft.tokens, draft.log_p, known >= 0, how.share
-    )
-    config = self.config.copy_and_resolve_references()
-    config.sample.num_steps = how.steps
-    plan = build_plan(config, how.loops, **changes)
-    out, loops = self._batches(
-      params, key, labels, plan, {'known': keep}, how.steps
-    )
-    log_p = np.where(keep < 0, out.log_p, draft.log_p)
-    return out.replace(log_p=log_p), Spent(plan, loops)
+    return Rebatched(self._sampler, self._mesh, self.batch_size)
 
   def _decode(self, tokens: np.ndarray) -> np.ndarray:
     """int32 [n, *grid] -> float32 [n, (f,) h, w, c] in [-1, 1]."""
     batched = sharding.batch_sharding(self._mesh)
     images = [
-      self.tokenizer.decode(jax.device_put(tokens[place], batched))
-      for _, place in self._parts(len(tokens))
+      self.tokenizer.decode(jax.device_put(tokens[index], batched))
+      for index in _parts(len(tokens), self.batch_size)
     ]
     return np.concatenate(jax.device_get(images))[: len(tokens)]
 
@@ -257,3 +259,10 @@ class Draw:
         f'{known.shape} with {low}..{high}.'
       )
     return known.astype(np.int32)
+
+
+def _parts(count: int, size: int) -> Iterator[np.ndarray]:
+  """int32 [size] places of each batch; the last repeats its last sample."""
+  for start in range(0, count, size):
+    index = np.arange(start, start + size, dtype=np.int32)
+    yield np.minimum(index, count - 1)

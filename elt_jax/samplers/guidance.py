@@ -76,8 +76,9 @@ def guided(
     weak = jax.lax.cond(exit_loop > 0, lambda: head(run.h_exit), lambda: out)
     return out, weak, run.loops, run.change
 
-  # The passes take turns in one loop of the program: its body is compiled
-  # once, and each runs as many loops as it is given.
+  # The passes take turns in one loop of the program, where one batch of twice
+  # the size could run both: so each runs as many loops as it is given, and
+  # the body is compiled once.
   passes = (labels[None], plan.loops[None], plan.exit_loop[None])
   if null_label is not None:
     null = (jnp.full_like(labels, null_label), plan.null_loops, jnp.int32(0))
@@ -91,18 +92,35 @@ def guided(
   out, weak, loops, changes = jax.lax.map(
     lambda x: jax.lax.cond(x[1] > 0, run, nothing, *x), passes
   )
-  strong = out[0]
-  result = strong + (plan.exit_scale - 1) * (strong - weak[0])
   if null_label is None:
-    return result, Report(jnp.pad(loops, (0, 1)), changes[0])
+    loops = jnp.pad(loops, (0, 1))
   # A pass that was left out gave zeros, and its scale is 1.
-  result = result + (plan.scale - 1) * (strong - out[1])
+  result = combine(plan, out[0], weak[0], out[-1])
   return result, Report(loops, changes[0])
+
+
+def combine(plan: Plan, strong: Array, weak: Array, null: Array) -> Array:
+  """The guided output: see `plan` for the formula of every mode.
+
+  Args:
+    plan: of one step.
+    strong: conditional output after all loops.
+    weak: conditional output of the exit, of any value where it does not guide.
+    null: unconditional output, likewise.
+  """
+  return (
+    strong
+    + (plan.exit_scale - 1) * (strong - weak)
+    + (plan.scale - 1) * (strong - null)
+  )
 
 
 def relative_change(new: Array, old: Array) -> Array:
   """|new - old| / |new| of every example, [b]: Euclidean norms, in float32."""
-  axes = tuple(range(1, new.ndim))
-  norm = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axes))
   new, old = new.astype(jnp.float32), old.astype(jnp.float32)
-  return norm(new - old) / jnp.maximum(norm(new), 1e-12)
+  return norms(new - old) / jnp.maximum(norms(new), 1e-12)
+
+
+def norms(x: Array) -> Array:
+  """Euclidean norm of every example, [b]."""
+  return jnp.sqrt(jnp.sum(jnp.square(x), tuple(range(1, x.ndim))))

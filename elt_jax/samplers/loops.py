@@ -23,6 +23,8 @@ from typing import Any
 
 import numpy as np
 
+from elt_jax.samplers import calibration
+
 # Relative change of the output under which `converge` stops.
 TOLERANCE = 0.05
 _KEYS = {
@@ -74,7 +76,6 @@ def parse(
   if isinstance(loops, str) and not loops.strip().isdigit():
     return _parse_form(loops.strip(), config, workdir)
   steps = np.asarray(int(loops) if isinstance(loops, str) else loops)
-  label = int(steps) if steps.ndim == 0 else explicit(steps)
   if (
     steps.dtype.kind not in 'iu'
     or steps.shape not in ((), (num_steps,))
@@ -84,6 +85,7 @@ def parse(
       f'loops must be one number or one per sampling step ({num_steps}), each '
       f'an integer of at least 1; got {np.asarray(loops).tolist()}.'
     )
+  label = int(steps) if steps.ndim == 0 else explicit(steps)
   return Loops(label, tuple(int(n) for n in np.broadcast_to(steps, num_steps)))
 
 
@@ -97,8 +99,6 @@ def _parse_form(form: str, config: Any, workdir: str) -> Loops:
       parse(_expand(rest, num_steps), config), label=form
     )
   if name == 'calibrated':
-    from elt_jax.samplers import calibration
-
     return Loops(form, calibration.schedule(workdir, rest, config))
   if name not in _KEYS:
     raise ValueError(

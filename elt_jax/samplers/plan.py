@@ -99,6 +99,8 @@ def build_plan(
     'cfg+exit': ramped(s.exit_guidance),
   }.get(s.guidance_mode, one)
   weak = np.full(num_steps, s.weak_loops, np.int32)
+  # The exit of the last loop is the output itself.
+  exit_scale = np.where(steps == weak, 1, exit_scale).astype(np.float32)
   null = weak if s.guidance_mode == 'cfg_shallow' else steps
   plan = Plan(
     loops=steps,
@@ -109,24 +111,30 @@ def build_plan(
     min_loops=np.full(num_steps, loops.min_loops, np.int32),
     tolerance=np.full(num_steps, loops.tolerance, np.float32),
   )
-  _check_weak(plan, loops)
+  _check_weak(plan, loops, s.weak_loops)
   return plan
 
 
-def _check_weak(plan: Plan, loops: Loops) -> None:
+def _check_weak(plan: Plan, loops: Loops, weak: int) -> None:
   """A weak output must come before the strong one."""
-  weak = max(plan.null_loops.max(), plan.exit_loop.max())
   reached = np.maximum(plan.null_loops, plan.exit_loop) <= plan.loops
   if not reached.all():
+    least = plan.loops.min()
     raise ValueError(
-      f'sample.weak_loops = {weak} is more than the {plan.loops.min()} loops '
-      f'of a step of {loops.label}; give 1..{plan.loops.min()}.'
+      f'sample.weak_loops = {weak} is more than the {least} loops of a step '
+      f'of {loops.label}; give 1..{least}.'
     )
   if loops.tolerance and (plan.exit_loop > loops.min_loops).any():
     raise ValueError(
       f'{loops.label} may stop after {loops.min_loops} loops, before the exit '
       f'that guides, sample.weak_loops = {weak}; give min={weak}.'
     )
+
+
+def least_loops(config: Any) -> int:
+  """The fewest loops of a step that the config's guidance allows."""
+  weak = config.sample.guidance_mode != 'cfg' and config.sample.guidance != 1
+  return config.sample.weak_loops if weak else 1
 
 
 def changed(config: Any, **changes: Any) -> Any:
@@ -136,9 +144,7 @@ def changed(config: Any, **changes: Any) -> Any:
       f'{wrong[0]!r} is no value of a plan; these are: {VALUES}.'
     )
   config = config.copy_and_resolve_references()
-  config.sample.update(
-    {name: value for name, value in changes.items() if value is not None}
-  )
+  config.sample.update(changes)
   return validate(config)
 
 
@@ -147,7 +153,8 @@ def parse_guidance(text: str) -> dict[str, Any]:
 
   'none', 'cfg:2', 'cfg_shallow:2:weak=1', 'exit:1.5:weak=1' or
   'cfg+exit:2:exit=1.5:weak=1': the scale, and where it matters the loops of
-  the weak output and the scale of the exit.
+  the weak output and the scale of the exit. Any may have an interval of times,
+  as in 'cfg:2:low=0.2:high=0.8'.
 
   Raises:
     ValueError: on another form. Ranges are checked by `build_plan`.
@@ -162,11 +169,19 @@ def parse_guidance(text: str) -> dict[str, Any]:
       f'{", ".join(CHOICES["sample.guidance_mode"])}.'
     )
   allowed = {'cfg': (), 'cfg+exit': ('weak', 'exit')}.get(mode, ('weak',))
-  names = {'weak': 'weak_loops', 'exit': 'exit_guidance', 's': 'guidance'}
-  given = options(text, f's={scale}:{rest}', ('s', *allowed))
+  given = options(text, f's={scale}:{rest}', ('s', 'low', 'high', *allowed))
+  names = {
+    's': 'guidance',
+    'low': 'guidance_low',
+    'high': 'guidance_high',
+    'exit': 'exit_guidance',
+    'weak': 'weak_loops',
+  }
+  if given.get('weak', 1) not in range(1, 10**6):
+    raise ValueError(f'{text!r}: weak must be an integer of at least 1.')
   changes = {names[key]: value for key, value in given.items()}
-  if 'weak_loops' in changes:
-    changes['weak_loops'] = int(changes['weak_loops'])
+  if 'weak' in given:
+    changes['weak_loops'] = int(given['weak'])
   return changes | {'guidance_mode': mode}
 
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from elt_jax.keys import per_example
 from elt_jax.models.looped import loop_states
+from elt_jax.samplers.guidance import combine, norms
 from elt_jax.samplers.plan import Plan
 from elt_jax.samplers.sampler import Sampler, State
 
@@ -24,11 +25,11 @@ Array = jax.Array
 
 @struct.dataclass
 class Probe:
-  """Means over samples, float32 [K, L], of the conditional pass.
+  """float32 [K, L, b]: of each step, after each loop, of each sample.
 
   Attributes:
-    norm: Euclidean norm of the state after each loop.
-    update: norm of what the loop changed.
+    norm: Euclidean norm of the state of the conditional pass.
+    update: norm of what the loop changed in it.
     relative_update: that over the norm of the state before.
     distance: of the guided output after so many loops from that of the loops
       that were taken, as the family measures a change of output.
@@ -95,11 +96,9 @@ def _step(
 
   def guided(loops: Array) -> Array:
     """The output at so many loops, of both passes."""
-    strong = exits(loops)
-    weak = exits(jnp.minimum(loops, jnp.maximum(plan.exit_loop, 1)))
-    null = nulls(jnp.minimum(loops, jnp.maximum(plan.null_loops, 1)))
-    out = strong + (plan.exit_scale - 1) * (strong - weak)
-    return out + (plan.scale - 1) * (strong - null)
+    at_most = lambda limit: jnp.minimum(loops, jnp.maximum(limit, 1))
+    weak, null = exits(at_most(plan.exit_loop)), nulls(at_most(plan.null_loops))
+    return combine(plan, exits(loops), weak, null)
 
   final = guided(jnp.int32(taken))
   after = sampler.advance(keys, state, final, at)
@@ -107,27 +106,17 @@ def _step(
   def compare(loops: Array) -> tuple[Array, Array]:
     out = guided(loops)
     return (
-      jnp.mean(sampler.change(state, out, final)),
-      jnp.mean(sampler.effect(state, out, final, at)),
+      sampler.change(state, final, out),
+      sampler.effect(state, final, out, at),
     )
 
   distance, effect = jax.lax.map(compare, jnp.arange(1, num_loops + 1))
+  states, h = states.astype(jnp.float32), h.astype(jnp.float32)
   before = jnp.concatenate([h[None], states[:-1]])
-  norm, update, old = map(_norms, (states, states - before, before))
-  found = Probe(
-    norm=jnp.mean(norm, 1),
-    update=jnp.mean(update, 1),
-    relative_update=jnp.mean(update / old, 1),
-    distance=distance,
-    effect=effect,
-  )
+  norm, update, old = map(jax.vmap(norms), (states, states - before, before))
+  found = Probe(norm, update, update / old, distance, effect)
   return after, found
 
 
 def _read(head: Any, states: Array, loops: Array) -> Array:
   return head(states[loops - 1])
-
-
-def _norms(states: Array) -> Array:
-  """[L, b, s, d] -> [L, b]."""
-  return jnp.sqrt(jnp.sum(jnp.square(states.astype(jnp.float32)), (2, 3)))

@@ -11,6 +11,7 @@ wall time.
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
@@ -31,11 +32,14 @@ class Rebatched:
     self._start = jax.jit(
       lambda key, index, given: sampler.start(per_example(key, index), **given)
     )
-    self._step = jax.jit(
-      lambda params, key, index, *rest: sampler.step(
-        params, per_example(key, index), *rest
-      )
-    )
+
+    def step(params, key, index, *rest):
+      state, report = sampler.step(params, per_example(key, index), *rest)
+      # A row per sample, as everything that comes back.
+      loops = jnp.broadcast_to(report.loops, (len(index), 2))
+      return state, loops, report.change
+
+    self._step = jax.jit(step)
     self._finish = jax.jit(sampler.finish)
 
   def __call__(
@@ -52,7 +56,7 @@ class Rebatched:
       params: model parameters.
       key: key of this draw.
       labels: int32 [n].
-      plan: of K steps, with a tolerance above 0.
+      plan: of K steps.
       given: what the sampler's `start` takes besides keys, [n, ...] each.
 
     Returns:
@@ -75,29 +79,20 @@ class Rebatched:
         params, key, part['index'], part['labels'], part['state'], *of_step
       )
       order = np.argsort(-difficulty, kind='stable')
-      rows['state'], report = self._each(step, rows, order)
-      difficulty = report.change
-      spent.append(report.loops.reshape(batches, 2).mean(0))
+      rows['state'], loops, difficulty = self._each(step, rows, order)
+      spent.append(loops[: len(labels)].mean(0))
     finish = lambda part: self._finish(part['state'])
     out = self._each(finish, rows, np.arange(len(index)))
     return jax.tree.map(lambda x: x[: len(labels)], out), np.stack(spent)
 
   def _each(self, program: Any, rows: Any, order: np.ndarray) -> Any:
-    """`program` over batches of `rows` in `order`; its results in theirs.
-
-    Arrays with a row per sample come back in the order of `rows`, others one
-    after the other.
-    """
+    """`program` over batches of `rows` in `order`; its results in theirs."""
     out = []
     for part in order.reshape(-1, self._batch_size):
       batch = jax.device_put(_row(rows, part), self._batched)
       out.append(program(batch))
     back = np.argsort(order)
-
-    def join(*parts: np.ndarray) -> np.ndarray:
-      whole = np.concatenate(parts)
-      return whole[back] if len(whole) == len(order) else whole
-
+    join = lambda *parts: np.concatenate(parts)[back]
     return jax.tree.map(join, *jax.device_get(out))
 
 
