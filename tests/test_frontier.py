@@ -53,6 +53,7 @@ def test_seeds_are_means_with_half_their_range():
   # The seed that chose is left out, where there are others.
   assert (a['fd_lenet'], a['spread'], a['seeds']) == (10.5, 0.5, 2)
   assert (b['fd_lenet'], b['spread'], b['seeds']) == (5.0, None, 1)
+  assert a['chosen'] and not b['chosen']
   np.testing.assert_allclose(a[COST], 1.1)
 
 
@@ -145,6 +146,15 @@ def test_a_sweep_goes_on_where_it_was(measured, tmp_path):
     make(str(tmp_path), num=9)
 
 
+def test_files_of_something_else_are_left_alone(measured, tmp_path):
+  path = tmp_path / 'frontier.json'
+  for text in ('{"rows": []}', '[]', 'half of {'):
+    path.write_text(text)
+    with pytest.raises(ValueError, match='is no report of a frontier'):
+      measured[0](str(tmp_path))
+    assert path.read_text() == text
+
+
 def test_a_calibration_made_again_is_measured_again(measured, tmp_path):
   make, seen = measured
   point = [Point('calibrated:0.5', 'none')]
@@ -177,7 +187,7 @@ def test_impossible_points_are_left_out_and_nonsense_is_refused(
   assert sweep.possible(points) == points[1:]
   # An exit of the last loop is no guidance; cfg at one loop is not shallow.
   same = [Point('2', g) for g in ('exit:3:weak=2', 'none', 'cfg:1')]
-  assert sweep.possible(same) == same[:1]
+  assert sweep.possible(same) == [Point('2', 'none')]
   shallow = [Point('1', 'cfg:2'), Point('1', 'cfg_shallow:2')]
   assert sweep.possible(shallow) == shallow[:1]
   with pytest.raises(ValueError, match='No point.*weak_loops = 2 is more'):

@@ -72,8 +72,13 @@ class Sweep:
       del self.key[said]
     self.recipe, self.rows = {}, []
     if self._path.exists():
-      report = json.loads(self._path.read_text())
-      self.recipe, self.rows = report['recipe'], report['rows']
+      try:
+        report = json.loads(self._path.read_text())
+        self.recipe, self.rows = report['recipe'], report['rows']
+      except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise ValueError(
+          f'{self._path} is no report of a frontier ({e!r}): move it away.'
+        ) from e
       for name, value in self.key.items():
         if (there := self.recipe.get(name)) != value:
           raise ValueError(
@@ -98,7 +103,9 @@ class Sweep:
         why = e
         continue
       same = [x.tobytes() for x in jax.tree.leaves(plans)]
-      kept.setdefault((*same, loops.rebatch, point.refine), point)
+      same = (*same, loops.rebatch, point.refine)
+      if same not in kept or point.guidance == 'none':  # Its plain name.
+        kept[same] = point
     if not kept:
       raise ValueError(f'No point of the sweep can be measured: {why}')
     return list(kept.values())
@@ -188,19 +195,20 @@ class Sweep:
 def summarize(rows: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
   """A row per point: means over its seeds, and half the range of quality.
 
-  The seed `first` chose which points have others: where there are others it
-  is left out, or the chosen would look better than they are. 'spread' is None
-  where there is one seed.
+  The seed `first` chose which points have others: of those, 'chosen', it is
+  left out, or they would look better than they are. 'spread' is None where
+  there is one seed.
   """
   found = []
   for name in dict.fromkeys(row['point'] for row in rows):
     same = [row for row in rows if row['point'] == name]
-    same = [row for row in same if row['seed'] != first] or same
+    others = [row for row in same if row['seed'] != first]
+    same = others or same
     values = [row[QUALITY] for row in same]
     mean = lambda key, same=same: float(np.mean([row[key] for row in same]))
     columns = (QUALITY, 'class_accuracy', 'mean_loops', *COSTS)
     found.append(
-      {'point': name, 'seeds': len(same)}
+      {'point': name, 'seeds': len(same), 'chosen': bool(others)}
       | {column: mean(column) for column in columns}
       | {'spread': np.ptp(values) / 2 if len(same) > 1 else None}
     )

@@ -29,7 +29,7 @@ def write(
   root = pathlib.Path(workdir)
   files.write_text(root / 'frontier.md', markdown(recipe, rows, baselines))
   with files.replacing(root / 'frontier.png') as temporary:
-    figure(recipe, rows, temporary)
+    figure(recipe, rows, baselines, temporary)
   return [root / 'frontier.md', root / 'frontier.png']
 
 
@@ -46,28 +46,19 @@ def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
     'frontier; means of those are over the others, ± half of their range.',
   ]
   settled = _settled(rows)
-  by_name = {row['point']: row for row in rows}
-  for cost, unit in zip(COSTS, ('GFLOPs', 'seconds'), strict=True):
+  named = {row['point']: row for row in rows}
+  constant = [named[name] for name in baselines]
+  units = tuple(zip(COSTS, ('GFLOPs', 'seconds'), strict=True))
+  for cost, unit in units:
     lines += ['', f'## Frontier in {unit} a sample', '', _HEAD]
     lines += [_line(row) for row in pareto(settled, cost)]
-  last = recipe['max_loops_in_training']
-  top = next((b for b in baselines if b.startswith(f'L={last},')), None)
-  for cost, unit in zip(COSTS, ('GFLOPs', 'seconds'), strict=True):
+  last = f'L={recipe["max_loops_in_training"]},'
+  top = next((b for b in constant if b['point'].startswith(last)), None)
+  for cost, unit in units:
     lines += ['', f'## The best at the {unit} of a constant L', '']
-    lines += [f'| at the cost of | its {QUALITY} | best | its {QUALITY} |']
-    lines[-1] += f' no worse than {top} |' if top else ''
-    lines += ['|---|---|---|---|' + ('---|' if top else '')]
-    for name in baselines:
-      budget = by_name[name]
-      # Timings of one program differ by a few percent.
-      slack = 1.03 if unit == 'seconds' else 1 + 1e-6
-      best = best_within(settled, cost, budget[cost] * slack)
-      lines.append(
-        f'| {name} | {_quality(budget)} | {best["point"]} | {_quality(best)} |'
-      )
-      if top:
-        reached = best[QUALITY] <= by_name[top][QUALITY]
-        lines[-1] += ' yes |' if reached else ' no |'
+    # Timings of one program differ by a few percent.
+    slack = 1.03 if unit == 'seconds' else 1 + 1e-6
+    lines += _best(settled, constant, top, cost, slack)
   lines += ['', '## Every point', '', _HEAD]
   lines += [_line(row) for row in sorted(rows, key=lambda row: row[COSTS[0]])]
   lines += ['', '## Recipe', '']
@@ -75,10 +66,27 @@ def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def _best(
+  rows: list[Row], constant: list[Row], top: Row | None, cost: str, slack: float
+) -> list[str]:
+  """A line per constant L: the best of `rows` at its cost, against L_max."""
+  lines = [f'| at the cost of | its {QUALITY} | best | its {QUALITY} |']
+  lines += ['|---|---|---|---|']
+  if top:
+    lines[0] += f' no worse than {top["point"]} |'
+    lines[1] += '---|'
+  for budget in constant:
+    best = best_within(rows, cost, budget[cost] * slack)
+    words = [budget['point'], _quality(budget), best['point'], _quality(best)]
+    if top:
+      words.append('yes' if best[QUALITY] <= top[QUALITY] else 'no')
+    lines.append(f'| {" | ".join(words)} |')
+  return lines
+
+
 def _settled(rows: list[Row]) -> list[Row]:
-  """Those that were measured with every seed."""
-  most = max(row['seeds'] for row in rows)
-  return [row for row in rows if row['seeds'] == most]
+  """Those measured with more than the seed that chose; all, if none is."""
+  return [row for row in rows if row['chosen']] or rows
 
 
 def _quality(row: Row) -> str:
@@ -94,10 +102,14 @@ def _line(row: Row) -> str:
   )
 
 
-def figure(recipe: Row, rows: list[Row], path: pathlib.Path) -> None:
-  """Every point and both frontiers, whose points are named."""
+def figure(
+  recipe: Row, rows: list[Row], baselines: list[str], path: pathlib.Path
+) -> None:
+  """Every point and both frontiers; what is on them, and constant L, named."""
   from matplotlib.figure import Figure  # Slow to import; no global state.
+  from matplotlib.ticker import LogLocator, NullLocator
 
+  highest = 1.3 * np.quantile([row[QUALITY] for row in rows], 0.9)
   kinds = sorted({_kind(row['point']) for row in rows})
   shown = Figure(figsize=(13, 5.5), layout='constrained')
   for axis, cost in zip(shown.subplots(1, 2, sharey=True), COSTS, strict=True):
@@ -122,22 +134,27 @@ def figure(recipe: Row, rows: list[Row], path: pathlib.Path) -> None:
       color='0.4',
       lw=1,
     )
-    for row in best:
+    constant = [row for row in rows if row['point'] in baselines]
+    for row in best + [row for row in constant if row not in best]:
+      above = row not in best
       axis.annotate(
-        row['point'],
-        (row[cost], row[QUALITY]),
-        xytext=(4, -9),
+        row['point'].partition(',')[0] if above else row['point'],
+        (row[cost], min(row[QUALITY], highest)),
+        xytext=(4, 8 if above else -10),
         textcoords='offset points',
         fontsize=7,
-        rotation=-20,
+        color='0.5' if above else 'black',
       )
     axis.axhline(recipe['fd_lenet_floor'], color='0.4', ls=':', lw=1)
     axis.set_xscale('log')
     axis.set_yscale('log')
+    for side in (axis.xaxis, axis.yaxis):
+      side.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+      side.set_major_formatter('{x:g}')
+      side.set_minor_locator(NullLocator())
     axis.set_xlabel(cost.replace('_', ' '))
     axis.set_ylabel(f'{QUALITY} (lower is better)')
-  top = np.quantile([row[QUALITY] for row in rows], 0.9)
-  axis.set_ylim(recipe['fd_lenet_floor'] * 0.9, 1.3 * top)
+  axis.set_ylim(recipe['fd_lenet_floor'] * 0.9, 1.1 * highest)
   axis.legend(title='guidance', fontsize=8)
   shown.suptitle(
     f'One checkpoint, step {recipe["checkpoint_step"]}; '
