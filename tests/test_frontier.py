@@ -232,6 +232,9 @@ def test_the_report_names_the_best_at_each_cost(tmp_path):
     in text
   )
   assert '| L=3, cfg:2 | 8.05 ± 0.05 | yes |' in text
+  # One point with a name that is longer than the picture is wide.
+  long = frontier.summarize([row(f'L=1, cfg:2, refine {"x" * 200}', 1, 2.0)], 0)
+  frontier_report.write(str(tmp_path), dict(recipe), long, [])
   assert '| converge, none | 1.00 |' in text.split('## Every point')[1]
   assert 'converge, none' not in text.split('## Every point')[0]
   assert paths[1].stat().st_size > 10_000

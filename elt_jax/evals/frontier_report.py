@@ -137,7 +137,7 @@ def figure(
     constant = [row for row in rows if row['point'] in baselines]
     for row in best + [row for row in constant if row not in best]:
       above = row not in best
-      axis.annotate(
+      name = axis.annotate(
         row['point'].partition(',')[0] if above else row['point'],
         (row[cost], min(row[QUALITY], highest)),
         xytext=(4, 8 if above else -10),
@@ -145,6 +145,7 @@ def figure(
         fontsize=7,
         color='0.5' if above else 'black',
       )
+      name.set_in_layout(False)  # A long name would squeeze the axis.
     axis.axhline(recipe['fd_lenet_floor'], color='0.4', ls=':', lw=1)
     axis.set_xscale('log')
     axis.set_yscale('log')
