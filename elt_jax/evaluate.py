@@ -16,7 +16,6 @@ from absl import flags
 from elt_jax import cli, sample
 from elt_jax import config as config_lib
 from elt_jax.evals import elastic, reconstruction
-from elt_jax.samplers import loops, refine
 
 
 def main(args: flags.FlagValues) -> None:
@@ -31,10 +30,8 @@ def main(args: flags.FlagValues) -> None:
       )
     return evaluate_tokenizer(workdir)
   draw, params, step = sample.load(workdir, args.num, **cli.sampling(args))
-  config = draw.config
-  texts = args.loops.split(',') if args.loops else elastic.loop_counts(config)
-  schedules = [loops.parse(text, config, workdir) for text in texts]
-  refined = args.refine and refine.parse(args.refine, config)
+  counts = elastic.loop_counts(draw.config)
+  schedules, refined = sample.requested(args, draw, workdir, counts)
   report, pictures = elastic.evaluate(
     draw, params, step, schedules, args.num, args.seed, refined
   )

@@ -125,6 +125,20 @@ def load_maskgit(path: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
   return make_draw(config, model, mesh, num, tokenizer, changes), params, 0
 
 
+def requested(
+  args: flags.FlagValues, draw: Draw, workdir: str, default: list[int]
+) -> tuple[list[loops.Loops], refine.Refine | None]:
+  """(--loops or `default`, --refine), refused before anything is drawn."""
+  schedules = [
+    loops.parse(form, draw.config, workdir)
+    for form in (args.loops.split(',') if args.loops else default)
+  ]
+  refined = args.refine and refine.parse(args.refine, draw.config)
+  for schedule in schedules:
+    draw.plans(schedule, refined)
+  return schedules, refined
+
+
 def edit_columns(
   draw: Draw, image: str, mask: str
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -151,11 +165,7 @@ def main(args: flags.FlagValues) -> None:
     path, read = cli.workdir(args), load
   draw, params, step = read(path, args.num, **cli.sampling(args))
   config = draw.config
-  texts = (args.loops or str(config.model.max_loops)).split(',')
-  schedules = [loops.parse(text, config, path) for text in texts]
-  refined = args.refine and refine.parse(args.refine, config)
-  for schedule in schedules:  # Refused before anything is drawn.
-    draw.plans(schedule, refined)
+  schedules, refined = requested(args, draw, path, [config.model.max_loops])
   classes = list(range(config.data.num_classes))
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
@@ -190,8 +200,9 @@ def main(args: flags.FlagValues) -> None:
   viz.save_png(out, viz.grid(np.stack(cells), columns), scale=args.scale)
   shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
-    f'{out}: step {step}, loops {", ".join(texts)} from top to bottom, '
-    f'classes {shown} in turn'
+    f'{out}: step {step}, loops '
+    f'{", ".join(str(schedule.label) for schedule in schedules)} from top to '
+    f'bottom, classes {shown} in turn'
   )
 
 

@@ -5,7 +5,7 @@ Parameters name their axes where they are declared (`models/layers.py`), and
 that want one mesh axis, and a dimension that does not divide are errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -50,6 +50,16 @@ def logical_to_spec(names: Sequence[str | None]) -> P:
       f'Logical axes {tuple(names)} put two dimensions on mesh axes {twice}.'
     )
   return P(*axes)
+
+
+def padded_batches(count: int, size: int) -> Iterator[np.ndarray]:
+  """int32 [size] places of each batch of `count` examples.
+
+  Batches have one shape: the last repeats its last example.
+  """
+  for start in range(0, count, size):
+    index = np.arange(start, start + size, dtype=np.int32)
+    yield np.minimum(index, count - 1)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

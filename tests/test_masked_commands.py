@@ -12,7 +12,7 @@ from elt_jax import edit, evaluate, sample, tokenize
 from elt_jax.data import token_cache
 from elt_jax.evals import reconstruction
 from elt_jax.objectives.tokenizer import usage
-from tests.test_commands import metrics, picture_size, run, start
+from tests.commands import metrics, picture_size, run, start
 from tests.test_maskgit import FILES, seeded, write
 
 SHAPE = [

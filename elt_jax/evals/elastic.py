@@ -32,20 +32,19 @@ def loop_counts(config: Any) -> list[int]:
   return sorted({*range(low, most + 1), most + (most + 1) // 2, 2 * most})
 
 
-def load_reference(config: Any, draw: Draw) -> Reference:
+def load_reference(draw: Draw) -> Reference:
   """What the samples of `draw` are measured against: both splits."""
-  # A masked model's data are tokens; its tokenizer knows the images.
-  pixels = pixel_config(config, draw)
+  pixels = pixel_config(draw)
   train, test = (
     sources.in_memory(sources.load_source(pixels, split))
     for split in sources.SPLITS
   )
-  return Reference(train, test, config.data.num_classes)
+  return Reference(train, test, draw.config.data.num_classes)
 
 
-def pixel_config(config: Any, draw: Draw) -> Any:
-  """The config of the data set of images."""
-  return draw.tokenizer.config if draw.tokenizer else config
+def pixel_config(draw: Draw) -> Any:
+  """The config of the data set of images: a masked model's are tokens."""
+  return draw.tokenizer.config if draw.tokenizer else draw.config
 
 
 def measure(
@@ -67,6 +66,7 @@ def measure(
   """
   config = draw.config
   labels = np.arange(num) % config.data.num_classes
+  draw.warm_up(params, loops, refined, **changes)  # Is not timed.
   began = time.monotonic()
   drawn = draw.sample(params, labels, loops, seed, refined=refined, **changes)
   seconds = time.monotonic() - began
@@ -103,15 +103,10 @@ def evaluate(
     uint8 [len(loops), 12, h, w, c] samples. For 'telemetry' see
     `evals.telemetry`.
   """
-  for schedule in loops:  # Refused before anything is read or drawn.
-    draw.plans(schedule, refined)
   telemetry = {'sampling': of_sampling(draw, params, min(num, _PROBED), seed)}
-  reference = load_reference(draw.config, draw)
-  rows, pictures, warm = [], [], set()
+  reference = load_reference(draw)
+  rows, pictures = [], []
   for schedule in loops:
-    if schedule.rebatch not in warm:  # Compiles, and is not timed.
-      draw(params, [0], schedule, seed, refined=refined)
-      warm.add(schedule.rebatch)
     row, samples = measure(
       draw, params, reference, schedule, num, seed, refined
     )
@@ -142,8 +137,7 @@ def make_recipe(
     **{name: s[name] for name in VALUES},
     'max_loops_in_training': config.model.max_loops,
     'fd_lenet_reference': (
-      f'{pixel_config(config, draw).data.source}, '
-      f'{len(reference.images)} examples'
+      f'{pixel_config(draw).data.source}, {len(reference.images)} examples'
     ),
     'fd_lenet_floor': reference.floor,
     'lenet_test_accuracy': reference.lenet_accuracy,

@@ -7,6 +7,7 @@ less cost are the frontier.
 
 from collections.abc import Iterable
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -17,6 +18,7 @@ import numpy as np
 
 from elt_jax import files
 from elt_jax.evals import elastic
+from elt_jax.evals.reference import Reference
 from elt_jax.samplers import refine
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops, explicit, parse
@@ -122,14 +124,13 @@ class Sweep:
     if not todo:
       return
     draw, step = self._draw, self.key['checkpoint_step']
-    reference = elastic.load_reference(draw.config, draw)
+    reference = self._reference
     recipe = elastic.make_recipe(draw, reference, step, self._num)
     self.recipe = {
       name: value
       for name, value in recipe.items()
       if name not in ('guidance', 'guidance_mode')  # The points say them.
     } | self.key
-    self._warm_up([point for point, _ in todo])
     for n, (point, seed) in enumerate(todo):
       loops, changes, refined = self._resolve(point)
       row, _ = elastic.measure(
@@ -168,15 +169,9 @@ class Sweep:
     report = {'recipe': self.recipe, 'rows': self.rows}
     files.write_text(self._path, json.dumps(report, indent=1) + '\n')
 
-  def _warm_up(self, points: list[Point]) -> None:
-    """Compiles every program that the points need, before any is timed."""
-    programs = {}
-    for point in points:
-      loops, changes, refined = self._resolve(point)
-      steps = refined.steps if refined else 0
-      programs[loops.rebatch, steps] = loops, changes, refined
-    for loops, changes, refined in programs.values():
-      self._draw(self._params, [0], loops, 0, refined=refined, **changes)
+  @functools.cached_property
+  def _reference(self) -> Reference:
+    return elastic.load_reference(self._draw)
 
   def _schedule(self, point: Point) -> str:
     return explicit(self._resolve(point)[0].steps)

@@ -1,6 +1,6 @@
 """Any number of samples through one compiled program of a fixed batch size."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 from typing import Any, NamedTuple
@@ -89,7 +89,7 @@ class Draw:
     batch_size = batch_size or config.sample.batch_size
     self.batch_size = -(-batch_size // shards) * shards
     self._sampler = build_sampler(config, model)
-    self._programs = {}
+    self._programs, self._warm = {}, set()
 
   def __call__(self, *args: Any, **kwargs: Any) -> np.ndarray:
     """The samples of `sample`, without their cost."""
@@ -172,6 +172,19 @@ class Draw:
       plans += [again] * refined.rounds
     return plans
 
+  def warm_up(
+    self,
+    params: Any,
+    loops: Loops,
+    refined: refine.Refine | None = None,
+    **changes: Any,
+  ) -> None:
+    """Compiles what `sample` runs for these, unless that is done already."""
+    programs = (loops.rebatch, refined.steps if refined else 0)
+    if programs not in self._warm:
+      self.sample(params, [0], loops, 0, refined=refined, **changes)
+      self._warm.add(programs)
+
   def probe(
     self, params: Any, num: int, num_loops: int, seed: int, **changes: Any
   ) -> Probe:
@@ -223,7 +236,7 @@ class Draw:
     """What `program` gives for each batch of `size`, in numpy."""
     batched = sharding.batch_sharding(self._mesh)
     rows, out = {'labels': labels, **given}, []
-    for index in _parts(len(labels), size):
+    for index in sharding.padded_batches(len(labels), size):
       parts = {k: v[index] for k, v in rows.items()} | {'index': index}
       parts = jax.device_put(parts, batched)
       out.append(program(params, key, plan=plan, **parts))
@@ -245,7 +258,7 @@ class Draw:
     batched = sharding.batch_sharding(self._mesh)
     images = [
       self.tokenizer.decode(jax.device_put(tokens[index], batched))
-      for index in _parts(len(tokens), self.batch_size)
+      for index in sharding.padded_batches(len(tokens), self.batch_size)
     ]
     return np.concatenate(jax.device_get(images))[: len(tokens)]
 
@@ -259,10 +272,3 @@ class Draw:
         f'{known.shape} with {low}..{high}.'
       )
     return known.astype(np.int32)
-
-
-def _parts(count: int, size: int) -> Iterator[np.ndarray]:
-  """int32 [size] places of each batch; the last repeats its last sample."""
-  for start in range(0, count, size):
-    index = np.arange(start, start + size, dtype=np.int32)
-    yield np.minimum(index, count - 1)

@@ -14,7 +14,6 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from elt_jax.keys import per_example
 from elt_jax.models.looped import loop_states
 from elt_jax.samplers.guidance import combine, norms
 from elt_jax.samplers.plan import Plan
@@ -44,15 +43,7 @@ class Probe:
 
 
 def probe(
-  sampler: Sampler,
-  taken: int,
-  num_loops: int,
-  params: Any,
-  key: Array,
-  labels: Array,
-  plan: Plan,
-  index: Array,
-  **given: Any,
+  sampler: Sampler, taken: int, num_loops: int, *args: Any, **given: Any
 ) -> Probe:
   """Looks at loops 1..`num_loops` along the trajectory of `taken` loops.
 
@@ -60,17 +51,11 @@ def probe(
     sampler: of any family.
     taken: loops of the trajectory, at most `num_loops`.
     num_loops: loops to look at.
-    params, key, labels, index, **given: as in a call of the sampler.
-    plan: of guidance; its loops are those of `num_loops`.
+    *args, **given: as in a call of the sampler; of the plan, guidance alone is
+      followed, and its loops are `num_loops`.
   """
-  keys = per_example(key, index)
-
-  def body(state: State, step: tuple[Plan, dict[str, Array]]):
-    return _step(sampler, taken, num_loops, params, keys, labels, state, *step)
-
-  plan = jax.tree.map(jnp.asarray, plan)
-  start = sampler.start(keys, **given)
-  return jax.lax.scan(body, start, (plan, sampler.schedule()))[1]
+  step = functools.partial(_step, sampler, taken, num_loops)
+  return sampler.scan(step, *args, **given)[1]
 
 
 def _step(

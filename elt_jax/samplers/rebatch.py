@@ -62,10 +62,8 @@ class Rebatched:
     Returns:
       (what the sampler gives, in numpy; float [K, 2] loops run, on average).
     """
-    batches = -(-len(labels) // self._batch_size)
-    index = np.arange(batches * self._batch_size, dtype=np.int32)
-    # Filled up by repeating the last sample, which is then dropped.
-    index = np.minimum(index, len(labels) - 1)
+    batches = sharding.padded_batches(len(labels), self._batch_size)
+    index = np.concatenate(list(batches))
     rows = {'index': index, 'labels': labels[index]}
     rows['given'] = {name: values[index] for name, values in given.items()}
     start = lambda part: self._start(key, part['index'], part['given'])

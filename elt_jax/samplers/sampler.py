@@ -99,22 +99,19 @@ class Sampler:
     Returns:
       (samples, report): [b, ...], and what each step cost, [K, ...].
     """
-    state, (report, _) = self._run(params, key, labels, plan, index, given)
+    state, report = self.scan(
+      self.step, params, key, labels, plan, index, **given
+    )
     return self.finish(state), report
 
-  def trajectory(
-    self,
-    params: Any,
-    key: Array,
-    labels: Array,
-    plan: Plan,
-    index: Array | None = None,
-    **given: Any,
-  ) -> State:
+  def trajectory(self, *args: Any, **given: Any) -> State:
     """As a call, but returns the state after every step, [K, b, ...]."""
-    keep = lambda state: state
-    _, (_, states) = self._run(params, key, labels, plan, index, given, keep)
-    return states
+
+    def step(*now: Any) -> tuple[State, State]:
+      state, _ = self.step(*now)
+      return state, state
+
+    return self.scan(step, *args, **given)[1]
 
   def step(
     self,
@@ -136,24 +133,26 @@ class Sampler:
     )
     return self.advance(keys, state, output, at), report
 
-  def _run(
+  def scan(
     self,
+    step: Callable[..., tuple[State, Any]],
     params: Any,
     key: Array,
     labels: Array,
     plan: Plan,
-    index: Array | None,
-    given: dict[str, Any],
-    keep: Callable[[State], Any] = lambda state: None,
-  ) -> tuple[State, tuple[Report, Any]]:
+    index: Array | None = None,
+    **given: Any,
+  ) -> tuple[State, Any]:
+    """(last state, what each step keeps, [K, ...]) of K calls of `step`.
+
+    `step` takes what `Sampler.step` takes and returns (state, kept); the other
+    arguments are those of a call.
+    """
     index = jnp.arange(labels.shape[0]) if index is None else index
     keys = per_example(key, index)
-
-    def body(state: State, step: tuple[Plan, dict[str, Array]]):
-      state, report = self.step(params, keys, labels, state, *step)
-      return state, (report, keep(state))
-
     plan = jax.tree.map(jnp.asarray, plan)
     return jax.lax.scan(
-      body, self.start(keys, **given), (plan, self.schedule())
+      lambda state, now: step(params, keys, labels, state, *now),
+      self.start(keys, **given),
+      (plan, self.schedule()),
     )

@@ -124,8 +124,7 @@ def _in_batches(
   batch_size = -(-batch_size // mesh.size) * mesh.size
   batched = sharding.batch_sharding(mesh)
   found = []
-  for start in range(0, len(x), batch_size):
-    index = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
+  for index in sharding.padded_batches(len(x), batch_size):
     found.append(jax.device_get(function(jax.device_put(x[index], batched))))
   return np.concatenate(found)[: len(x)]
 
