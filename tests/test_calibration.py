@@ -135,6 +135,8 @@ def test_a_loop_of_two_passes_costs_twice():
   effect = np.array([[0.3, 0.0], [0.2, 0.0]])
   assert calibration.fill(effect, np.array([1, 1]), 1, 0.75) == [2, 1]
   assert calibration.fill(effect, np.array([2, 1]), 1, 4 / 6) == [1, 2]
+  # Either could be paid for: the second gains more for its price.
+  assert calibration.fill(effect, np.array([2, 1]), 1, 5 / 6) == [1, 2]
 
 
 def test_budgets_are_respected_within_one_loop():
