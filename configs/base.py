@@ -49,12 +49,18 @@ def get_base() -> ml_collections.ConfigDict:
   o.unmasked_weight = 0.0  # masked: of known tokens; MAGVIT 1, TiTok 0.1
 
   c.data = d = ml_collections.ConfigDict()
-  # mnist | synthetic | npz:FILE (arrays image, label) | folder:DIR (images in
-  # class folders) | tokens:DIR (made by elt_jax.tokenize, for masked models)
+  # mnist | moving_mnist | moving_mnist:2 (of two digits) | synthetic |
+  # npz:FILE (arrays image, label) | folder:DIR (images in class folders) |
+  # clips:DIR (videos in class folders) | ucf101:DIR (as it is distributed) |
+  # tokens:DIR (made by elt_jax.tokenize, for masked models)
   d.source = 'mnist'
   d.image_size = 28  # pixels of a side
   d.num_channels = 1
   d.num_frames = 1  # 1 is an image
+  d.windows = 1  # fixed clips of a video, or motions of a digit
+  d.frame_stride = 1  # videos: frames from one of a clip to the next
+  d.ucf_split = 'all'  # ucf101: 1 | 2 | 3 | all (trains on test clips too)
+  d.skip_unreadable = False  # videos: the next stands in for a damaged one
   d.num_classes = 10
   d.flip = False  # mirror at random
   d.num_threads = 1  # readers ahead of the step
@@ -62,6 +68,8 @@ def get_base() -> ml_collections.ConfigDict:
 
   c.tokenizer = z = ml_collections.ConfigDict()
   # Its shape; a masked model has those of the tokenizer that made its tokens.
+  z.patch_size = 1  # pixels of a side that enter as channels, to be faster
+  z.patch_frames = 1  # and frames
   z.filters = 128  # width of the first level
   z.channel_multipliers = (1, 1, 2, 2, 4)  # levels; each but the last halves
   z.temporal_downsample = ()  # video: whether each halving halves frames too
@@ -70,6 +78,8 @@ def get_base() -> ml_collections.ConfigDict:
   z.codebook_size = 1024
   z.embedding_dim = 256  # width of a code
   # Its training.
+  z.inflate_from = ''  # video: workdir of a tokenizer of images to start from
+  z.inflate = 'central'  # central | average: its kernels along time
   z.reconstruction = 'l2'  # l2 | l1
   z.commitment = 0.25
   z.entropy = 0.1  # 0 is off

@@ -26,6 +26,7 @@ RESUMABLE = (
   'mesh.',
   'sample.',
   'data.num_threads',
+  'data.skip_unreadable',
   'model.remat',
   'model.scan_layers',
   'model.unroll_loops',

@@ -1,13 +1,16 @@
-"""Editing with a masked model: which tokens of an image stay.
+"""Editing with a masked model: which tokens of an image or a clip stay.
 
-Inpainting, outpainting and class-conditional editing are one thing: encode the
-image, forget the tokens under the mask, and decode them again for a class.
+Inpainting, outpainting, class-conditional editing, and of clips prediction and
+interpolation of frames, are one thing: encode what there is, forget the tokens
+under the mask, and decode them again for a class.
 """
 
 import pathlib
+from typing import Any
 
 import numpy as np
 
+from elt_jax.data.clips import ClipSource
 from elt_jax.data.folders import open_image
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.tokenizers.pretrained import Tokenizer
@@ -30,26 +33,98 @@ def read_image(
   return np.asarray(image).reshape(size, size, channels)
 
 
+def read_clip(path: str | pathlib.Path, config: Any) -> np.ndarray:
+  """uint8 [f, h, w, c]: the central window of a video file, cropped.
+
+  Raises:
+    ValueError: naming the file, if it cannot be decoded or is too short.
+  """
+  d = config.data
+  source = ClipSource(
+    [(pathlib.Path(path), 0)],
+    ['clip'],
+    d.num_frames,
+    d.image_size,
+    d.num_channels,
+    d.frame_stride,
+  )
+  try:
+    return source[0]['image']
+  except ValueError as e:  # The cause is without advice for whole data sets.
+    raise e.__cause__ from None
+
+
+def frames_of_task(task: str, num_frames: int) -> np.ndarray:
+  """bool [f], True for the frames that a task draws.
+
+  'predict:4' keeps the first four frames, 'interpolate:4' the first and the
+  last four.
+
+  Raises:
+    ValueError: on another task, or if it keeps or draws no frame.
+  """
+  name, _, number = task.partition(':')
+  given = int(number) if number.isdecimal() else 0
+  kept = {'predict': given, 'interpolate': 2 * given}.get(name, 0)
+  if not 0 < kept < num_frames:
+    raise ValueError(
+      f"--task is 'predict:N' or 'interpolate:N', with N given frames (at "
+      f'either end) and some of {num_frames} left to draw; got {task!r}.'
+    )
+  drawn = np.ones(num_frames, bool)
+  drawn[:given] = False
+  if name == 'interpolate':
+    drawn[-given:] = False
+  return drawn
+
+
+def fill_frames(clips: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+  """Clips whose drawn frames follow from the others: what a tokenizer sees.
+
+  Its cells see beyond their frames, and nothing of what is to be drawn must
+  come in that way. As in MAGVIT (arXiv 2212.05199, section 3.2): the last frame
+  is repeated; between two, they are blended linearly.
+
+  Args:
+    clips: uint8 [..., f, h, w, c].
+    drawn: bool [f].
+  """
+  given = np.flatnonzero(~drawn)
+  filled = clips.copy()
+  for i in np.flatnonzero(drawn):
+    before, after = given[given < i][-1], given[given > i][:1]
+    first = clips[..., before, :, :, :].astype(np.float32)
+    if len(after):
+      share = (i - before) / (after[0] - before)
+      last = clips[..., after[0], :, :, :]
+      first = (1 - share) * first + share * last
+    filled[..., i, :, :, :] = np.rint(first)
+  return filled
+
+
 def known_tokens(
-  tokenizer: Tokenizer, image: np.ndarray, mask: np.ndarray
+  tokenizer: Tokenizer, images: np.ndarray, mask: np.ndarray
 ) -> np.ndarray:
-  """Tokens of an image, -1 where the mask touches their cell.
+  """Tokens of images or clips, -1 where the mask touches their cell.
 
   Args:
     tokenizer: of the model.
-    image: uint8 [h, w, c].
-    mask: bool [h, w], True where the image is to be drawn anew.
+    images: uint8 [n, (f,) h, w, c].
+    mask: bool [(f,) h, w], True where they are to be drawn anew.
 
   Returns:
-    int32 [h', w'].
+    int32 [n, (f',) h', w'].
 
   Raises:
     ValueError: if no token, or every token, is to be drawn.
   """
-  tokens = tokenizer.encode(to_zero_one(image[None]))[0]
-  h, w = tokens.shape
-  cells = mask.reshape(h, mask.shape[0] // h, w, mask.shape[1] // w)
-  redraw = cells.any((1, 3))
+  tokens = tokenizer.encode(to_zero_one(images))
+  split = [
+    n
+    for side, cells in zip(mask.shape, tokenizer.grid, strict=True)
+    for n in (cells, side // cells)
+  ]
+  redraw = mask.reshape(split).any(tuple(range(1, 2 * mask.ndim, 2)))
   if not redraw.any() or redraw.all():
     found = 'every' if redraw.all() else 'no'
     raise ValueError(

@@ -78,11 +78,12 @@ def main(args: flags.FlagValues) -> None:
   of = lambda seeds: [
     row for row in sweep.rows if row['point'] in names and row['seed'] in seeds
   ]
-  rows = frontier.summarize(of([first]), first)
+  quality = sweep.recipe['quality']
+  rows = frontier.summarize(of([first]), first, quality)
   best = [row for cost in frontier.COSTS for row in frontier.pareto(rows, cost)]
   repeated = {row['point'] for row in best} | set(baselines)
   sweep.measure([p for p in points if p.name in repeated], others)
-  rows = frontier.summarize(of([first, *others]), first)
+  rows = frontier.summarize(of([first, *others]), first, quality)
   for path in frontier_report.write(workdir, sweep.recipe, rows, baselines):
     print(path)
 

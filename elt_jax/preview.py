@@ -14,8 +14,8 @@ from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.plan import least_loops
 from elt_jax.tokenizers.pretrained import Tokenizer
 
-# Columns of the grid.
-_COLUMNS = 10
+# Examples of a picture; a clip takes a row of it.
+_IMAGES, _CLIPS = 10, 2
 
 Preview = Callable[[Any], np.ndarray]
 
@@ -25,27 +25,26 @@ def build_preview(
 ) -> Preview:
   """A function of the averaged parameters that gives uint8 [H, W, 3].
 
-  Of a generator, a row of samples per loop count up to L_max, the same seeds in
-  each; of a tokenizer, held-out examples over their reconstructions.
+  Of a generator, the same seeds at each loop count up to L_max; of a tokenizer,
+  held-out examples over their reconstructions. See `viz.versions`.
   """
+  count = _CLIPS if config.data.num_frames > 1 else _IMAGES
   if config.model.family == 'tokenizer':
-    return _reconstructions(config, model)
-  draw = Draw(config, model, mesh, _COLUMNS, tokenizer)
-  labels = np.arange(_COLUMNS) % config.data.num_classes
+    return _reconstructions(config, model, count)
+  draw = Draw(config, model, mesh, count, tokenizer)
+  labels = np.arange(count) % config.data.num_classes
   counts = range(least_loops(config), config.model.max_loops + 1)
 
   def preview(params: Any) -> np.ndarray:
-    rows = [
-      viz.to_uint8(draw(params, labels, loops, seed=0)) for loops in counts
-    ]
-    return viz.grid(np.concatenate(rows), _COLUMNS)
+    samples = [draw(params, labels, loops, seed=0) for loops in counts]
+    return viz.versions(viz.to_uint8(np.stack(samples)))
 
   return preview
 
 
-def _reconstructions(config: Any, model: Any) -> Preview:
+def _reconstructions(config: Any, model: Any, count: int) -> Preview:
   source = sources.load_source(config, 'test')
-  count = min(_COLUMNS, len(source))
+  count = min(count, len(source))
   x = to_zero_one(np.stack([source[i]['image'] for i in range(count)]))
   there_and_back = jax.jit(
     lambda params, x: model.decode(params, model.tokens(params, x))
@@ -53,6 +52,6 @@ def _reconstructions(config: Any, model: Any) -> Preview:
 
   def preview(params: Any) -> np.ndarray:
     y = jax.device_get(there_and_back(params, x))
-    return viz.grid(viz.to_uint8(2 * np.concatenate([x, y]) - 1), count)
+    return viz.versions(viz.to_uint8(2 * np.stack([x, y]) - 1))
 
   return preview

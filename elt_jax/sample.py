@@ -7,10 +7,15 @@ One row of the picture per loop count or schedule (`samplers/loops.py` has
 their forms), the same seeds in every row; with one, a square. --labels=3 or
 --labels=0,1,2 picks classes, which otherwise take turns.
 
+Models of clips draw such rows as --out=clips.mp4 or clips.gif, at --fps frames
+a second. Their .png has a film strip per sample and loop count, those of a
+sample one under the other.
+
 Masked models edit: --edit=image.png --mask=mask.png draws the white part of
 the mask anew, for the class of --labels; the image and its masked copy stand
-in front of each row. --maskgit=DIR, in place of --workdir, samples from a
-public MaskGIT checkpoint.
+in front of each row. Those of clips take a video file in its place, and
+--task=predict:4 or interpolate:4 in place of a mask. --maskgit=DIR, in place of
+--workdir, samples from a public MaskGIT checkpoint.
 """
 
 import logging
@@ -23,13 +28,22 @@ from absl import flags
 from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import checkpoint, cli, edit, flops, sharding, train_state, viz
+from elt_jax import (
+  checkpoint,
+  cli,
+  edit,
+  flops,
+  sharding,
+  train_state,
+  video,
+  viz,
+)
 from elt_jax import config as config_lib
 from elt_jax import mesh as mesh_lib
 from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers import loops, refine
-from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.draw import Draw, Spent
 from elt_jax.tokenizers import pretrained
 from elt_jax.validation import validate
 
@@ -140,64 +154,65 @@ def requested(
 
 
 def edit_columns(
-  draw: Draw, image: str, mask: str
+  draw: Draw, file: str, mask: str | None, task: str | None
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens to keep [h', w'], uint8 [2, h, w, c] image and masked image)."""
+  """(tokens to keep [(f',) h', w'], uint8 [2, (f,) h, w, c]).
+
+  The latter are the image or clip, and what of it is shown to the model.
+  """
   if draw.tokenizer is None:
     raise ValueError(
       f'--edit needs a masked model; this one is of family '
       f'{draw.config.model.family!r}.'
     )
   d = draw.config.data
-  picture = edit.read_image(image, d.image_size, d.num_channels)
-  hidden = edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
-  known = edit.known_tokens(draw.tokenizer, picture, hidden)
-  masked = np.where(hidden[..., None], np.uint8(128), picture)
-  return known, np.stack([picture, masked])
+  if d.num_frames > 1:
+    whole = edit.read_clip(file, draw.config)
+  elif task:
+    raise ValueError('--task is of clips, and this model draws images.')
+  else:
+    whole = edit.read_image(file, d.image_size, d.num_channels)
+  if task:
+    drawn = edit.frames_of_task(task, d.num_frames)
+    given = edit.fill_frames(whole, drawn)
+    hidden = np.broadcast_to(drawn[:, None, None], whole.shape[:-1])
+  else:
+    given, hidden = whole, edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
+    hidden = np.broadcast_to(hidden, whole.shape[:-1])
+  known = edit.known_tokens(draw.tokenizer, given[None], hidden)[0]
+  masked = np.where(hidden[..., None], np.uint8(128), whole)
+  return known, np.stack([whole, masked])
 
 
 def main(args: flags.FlagValues) -> None:
   out = pathlib.Path(cli.required(args, 'out'))
-  _check(args, out)
+  _check(args)
   if path := cli.maskgit(args):
     read = load_maskgit
   else:
     path, read = cli.workdir(args), load
   draw, params, step = read(path, args.num, **cli.sampling(args))
-  config = draw.config
-  schedules, refined = requested(args, draw, path, [config.model.max_loops])
-  classes = list(range(config.data.num_classes))
+  _check_suffix(out, draw.config)
+  schedules, refined = requested(
+    args, draw, path, [draw.config.model.max_loops]
+  )
+  classes = list(range(draw.config.data.num_classes))
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
   labels = np.resize(classes, args.num)
-  known, front = None, np.empty(0)
+  known, front = None, ()
   if args.edit:
-    known, front = edit_columns(draw, args.edit, args.mask)
+    known, front = edit_columns(draw, args.edit, args.mask, args.task)
     known = np.broadcast_to(known, (args.num, *known.shape))
-  cells = []
+  rows = []
   for schedule in schedules:
     began = time.monotonic()
     samples, spent = draw.sample(
       params, labels, schedule, args.seed, known, refined
     )
-    cells += [*front, *viz.to_uint8(samples)]
-    log.info(
-      '%d samples, loops %s (%.2f a step over %d steps): %.1f GFLOPs a '
-      'sample, %.1f s.',
-      args.num,
-      schedule.label,
-      spent[0].loops[:, 0].mean(),
-      config.sample.num_steps,
-      sum(flops.flops_per_sample(config, *run) for run in spent) / 1e9,
-      time.monotonic() - began,
-    )
-    if schedule.tolerance:
-      per_step = ' '.join(f'{n:.3g}' for n in spent[0].loops[:, 0])
-      log.info('Loops run at each step: %s.', per_step)
-  columns = args.num + len(front)
-  if len(schedules) == 1 and not args.edit:
-    columns = math.ceil(math.sqrt(args.num))
-  viz.save_png(out, viz.grid(np.stack(cells), columns), scale=args.scale)
+    rows.append([*front, *viz.to_uint8(samples)])
+    _log(draw.config, schedule, spent, args.num, time.monotonic() - began)
+  _write(args, out, np.array(rows), schedules, labels)
   shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
     f'{out}: step {step}, loops '
@@ -206,16 +221,79 @@ def main(args: flags.FlagValues) -> None:
   )
 
 
-def _check(args: flags.FlagValues, out: pathlib.Path) -> None:
+def _check(args: flags.FlagValues) -> None:
   """What can be refused before anything is read."""
-  if out.suffix != '.png':
-    raise ValueError(f'--out must end in .png, got {out}.')
-  if args.num < 1:
-    raise ValueError(f'--num must be at least 1, got {args.num}.')
-  if (args.edit is None) != (args.mask is None):
+  for name in ('num', 'scale'):
+    if args[name].value < 1:
+      raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')
+  if not 1 <= args.fps <= 50:  # Browsers slow faster .gif files down.
+    raise ValueError(f'--fps must be in 1..50, got {args.fps}.')
+  ways = sum(way is not None for way in (args.mask, args.task))
+  if ways != (args.edit is not None):
     raise ValueError(
-      '--edit and --mask go together: a picture, and what of it is drawn anew.'
+      '--edit goes with --mask or --task: a picture or clip, and what of it is '
+      'drawn anew.'
     )
+
+
+def _check_suffix(out: pathlib.Path, config: config_lib.ConfigDict) -> None:
+  if config.data.num_frames > 1:
+    kind, allowed = 'clips', ('.png', *video.SUFFIXES)
+  else:
+    kind, allowed = 'images', ('.png',)
+  if out.suffix not in allowed:
+    raise ValueError(
+      f'--out must end in {" or ".join(allowed)} for a model of {kind}, got '
+      f'{out}.'
+    )
+
+
+def _log(
+  config: config_lib.ConfigDict,
+  schedule: loops.Loops,
+  spent: list[Spent],
+  num: int,
+  seconds: float,
+) -> None:
+  log.info(
+    '%d samples, loops %s (%.2f a step over %d steps): %.1f GFLOPs a '
+    'sample, %.1f s.',
+    num,
+    schedule.label,
+    spent[0].loops[:, 0].mean(),
+    config.sample.num_steps,
+    sum(flops.flops_per_sample(config, *run) for run in spent) / 1e9,
+    seconds,
+  )
+  if schedule.tolerance:
+    per_step = ' '.join(f'{n:.3g}' for n in spent[0].loops[:, 0])
+    log.info('Loops run at each step: %s.', per_step)
+
+
+def _write(
+  args: flags.FlagValues,
+  out: pathlib.Path,
+  rows: np.ndarray,
+  schedules: list[loops.Loops],
+  labels: np.ndarray,
+) -> None:
+  """Writes uint8 [schedules, n, (f,) h, w, c], as a picture or playing."""
+  if out.suffix in video.SUFFIXES:
+    names = [
+      f'L = {schedule.label}'
+      if isinstance(schedule.label, int)
+      else schedule.label
+      for schedule in schedules
+    ]
+    classes = ['given', 'masked'] if args.edit else []
+    classes += [f'class {label}' for label in labels]
+    frames = video.side_by_side(rows, names, classes, args.scale)
+    video.save_clip(out, frames, args.fps)
+  else:
+    picture = viz.versions(rows)
+    if len(rows) == 1 and rows.ndim == 5 and not args.edit:
+      picture = viz.grid(rows[0], math.ceil(math.sqrt(args.num)))
+    viz.save_png(out, picture, scale=args.scale)
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -224,14 +302,27 @@ def _define(values: flags.FlagValues) -> None:
     'labels', None, 'Classes, as in 3 or 0,1,2.', flag_values=values
   )
   flags.DEFINE_string(
-    'edit', None, 'Picture to edit, with --mask.', flag_values=values
+    'edit', None, 'Picture or clip to edit.', flag_values=values
   )
   flags.DEFINE_string(
     'mask', None, 'Picture: white is drawn anew.', flag_values=values
   )
+  flags.DEFINE_string(
+    'task',
+    None,
+    'Of clips: predict:4 draws what follows the first 4 frames, interpolate:4 '
+    'what is between the first and the last 4.',
+    flag_values=values,
+  )
   cli.add_maskgit(values)
   flags.DEFINE_string(
-    'out', 'samples.png', 'Picture to write.', flag_values=values
+    'out',
+    'samples.png',
+    'Picture to write; of clips, also .gif or .mp4.',
+    flag_values=values,
+  )
+  flags.DEFINE_integer(
+    'fps', 8, 'Frames a second of .gif and .mp4.', flag_values=values
   )
   flags.DEFINE_integer(
     'scale', 2, 'Size of a pixel in the picture.', flag_values=values

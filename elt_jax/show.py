@@ -5,8 +5,9 @@
 Prints the resolved config, the parameter table with shardings, parameters in
 the transformer layers alone (what the paper's tables count) and in all, the
 mesh and the batch, and the cost at each loop count: multiply-adds of the
-layers on the grid's tokens (the paper's "GFLOPs"), of a whole pass with
-embedding, class token and head, and FLOPs of a sample in each mode of guidance.
+layers on the grid's tokens, for a pass and for all steps (the paper's
+"GFLOPs"), of a whole pass with embedding, class token and head, and FLOPs of a
+sample in each mode of guidance.
 """
 
 from typing import Any
@@ -89,15 +90,18 @@ def _cost(config: config_lib.ConfigDict) -> list[str]:
     f'GFLOPs per sample: {s.num_steps} steps, weak_loops {s.weak_loops}, '
     'guided by each mode; this config: '
     + (f'{s.guidance_mode} at {s.guidance:g}' if s.guidance != 1 else 'off'),
-    f'loops   GMACs in layers   GMACs per pass   {"unguided":>11s}'
-    + ''.join(f'{mode:>13s}' for mode in modes),
+    f'loops   GMACs in layers   times {s.num_steps} steps   GMACs per pass   '
+    f'{"unguided":>11s}' + ''.join(f'{mode:>13s}' for mode in modes),
   ]
+  width = len(f'times {s.num_steps} steps')
   for loops in range(1, 2 * m.max_loops + 1):
     note = '' if loops <= m.max_loops else '   beyond L_max'
+    in_layers = flops.paper_macs_per_pass(config, loops) / 1e9
     samples = [_sample_gflops(config, loops, 'exit', 1.0)]
     samples += [_sample_gflops(config, loops, mode, 2.0) for mode in modes]
     lines.append(
-      f'{loops:5d}   {flops.paper_macs_per_pass(config, loops) / 1e9:15.4f}   '
+      f'{loops:5d}   {in_layers:15.4f}   '
+      f'{s.num_steps * in_layers:{width}.2f}   '
       f'{flops.macs_per_pass(config, loops) / 1e9:14.4f}   '
       + '  '.join(f'{gflops:>11s}' for gflops in samples)
       + note

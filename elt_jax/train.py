@@ -24,6 +24,7 @@ from elt_jax import (
   cli,
   flops,
   optim,
+  sample,
   sharding,
   train_state,
   viz,
@@ -37,6 +38,7 @@ from elt_jax.objectives import build_objective
 from elt_jax.preview import build_preview
 from elt_jax.progress import Progress
 from elt_jax.tokenizers import pretrained
+from elt_jax.tokenizers.inflate import inflate
 from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.train_step import build_telemetry, build_train_step
 from elt_jax.validation import validate
@@ -92,6 +94,8 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
       state = train_state.create_state(
         config.train.seed, model, optimizer, shardings
       )
+      if config.model.family == 'tokenizer' and config.tokenizer.inflate_from:
+        state = from_images(state, config.tokenizer, shardings)
       start = 0
 
     # ---- Loop ----------------------------------------------------------------
@@ -150,6 +154,26 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         if stop:
           log.warning('Stopping at step %d of %d: saved.', step, num_steps)
           return
+
+
+def from_images(
+  state: train_state.TrainState,
+  t: config_lib.ConfigDict,
+  shardings: train_state.TrainState,
+) -> train_state.TrainState:
+  """A state at step 0 with the weights of a tokenizer of images, inflated."""
+  tokenizer, step = sample.load_tokenizer(t.inflate_from)
+  weights = inflate(tokenizer.params, state.params, t.inflate)
+  log.info('Inflated %s, step %d (%s).', t.inflate_from, step, t.inflate)
+  # Each a copy of its own: the step donates both.
+  params, ema = (
+    jax.device_put(old | weights, place)
+    for old, place in (
+      (state.params, shardings.params),
+      (state.ema, shardings.ema),
+    )
+  )
+  return state.replace(params=params, ema=ema)
 
 
 def by_loop(telemetry: dict[str, jax.Array]) -> dict[str, float]:

@@ -16,6 +16,8 @@ CHOICES = {
   'objective.prediction': ('v', 'x0', 'eps'),
   'objective.weighting': ('sigmoid', 'v'),
   'objective.reduction': ('sample', 'batch'),
+  'data.ucf_split': ('all', '1', '2', '3'),
+  'tokenizer.inflate': ('central', 'average'),
   'tokenizer.reconstruction': ('l2', 'l1'),
   'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
   'sample.method': ('ddim', 'ddpm', 'confidence', 'halton'),
@@ -39,8 +41,12 @@ RANGES = {
   'data.image_size': (1, None),
   'data.num_channels': (1, None),
   'data.num_frames': (1, None),
+  'data.windows': (1, None),
+  'data.frame_stride': (1, None),
   'data.num_classes': (1, None),
   'data.num_threads': (0, None),
+  'tokenizer.patch_size': (1, None),
+  'tokenizer.patch_frames': (1, None),
   'tokenizer.filters': (1, None),
   'tokenizer.num_res_blocks': (1, None),
   'tokenizer.norm_groups': (1, None),
@@ -251,10 +257,11 @@ def _validate_tokenizer(config: ConfigDict) -> None:
         f'{t.filters * multiplier}, must be a multiple of '
         f'tokenizer.norm_groups = {t.norm_groups}.'
       )
-  if d.image_size % 2**halvings:
+  if d.image_size % (multiple := t.patch_size * 2**halvings):
     raise ValueError(
-      f'data.image_size = {d.image_size} must be a multiple of '
-      f'{2**halvings}: tokenizer.channel_multipliers has {halvings} halvings.'
+      f'data.image_size = {d.image_size} must be a multiple of {multiple}: '
+      f'tokenizer.patch_size = {t.patch_size}, and '
+      f'tokenizer.channel_multipliers has {halvings} halvings.'
     )
   if t.perceptual and (d.num_channels not in (1, 3) or d.image_size < 16):
     raise ValueError(
@@ -269,11 +276,18 @@ def _validate_tokenizer(config: ConfigDict) -> None:
       '0 turns it off.'
     )
   if d.num_frames == 1:
+    if t.inflate_from:
+      raise ValueError(
+        f'tokenizer.inflate_from = {t.inflate_from!r} is for clips, and '
+        'data.num_frames is 1.'
+      )
     return
   halved = t.temporal_downsample
-  if len(halved) != halvings or d.num_frames % 2 ** sum(halved):
+  multiple = t.patch_frames * 2 ** sum(halved)
+  if len(halved) != halvings or d.num_frames % multiple:
     raise ValueError(
       f'tokenizer.temporal_downsample = {halved} must say of each of the '
       f'{halvings} halvings whether it halves frames, and data.num_frames = '
-      f'{d.num_frames} must divide by them.'
+      f'{d.num_frames} must be a multiple of {multiple}, with '
+      f'tokenizer.patch_frames = {t.patch_frames}.'
     )

@@ -17,11 +17,12 @@ def to_uint8(images: np.ndarray) -> np.ndarray:
 def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
   """uint8 [n, (f,) h, w, c] -> one uint8 picture [H, W, 3], row by row.
 
-  The frames of a clip stand side by side. Cells are separated by
-  `pad` grey pixels; cells without an image stay grey.
+  The frames of a clip stand side by side, in a cell each. Cells are separated
+  by `pad` grey pixels; cells without an image stay grey.
   """
   if images.ndim == 5:
-    images = np.concatenate(np.moveaxis(images, 1, 0), axis=2)
+    columns *= images.shape[1]
+    images = np.concatenate(images)
   n, h, w, c = images.shape
   if c not in (1, 3):
     raise ValueError(f'Only images of 1 or 3 channels can be shown, got {c}.')
@@ -34,6 +35,17 @@ def grid(images: np.ndarray, columns: int, pad: int = 2) -> np.ndarray:
     y, x = pad + y * (h + pad), pad + x * (w + pad)
     canvas[y : y + h, x : x + w] = image
   return canvas
+
+
+def versions(samples: np.ndarray) -> np.ndarray:
+  """uint8 [versions, n, (f,) h, w, c] -> one uint8 picture [H, W, 3].
+
+  Of images, a row per version. Of clips, which are film strips, the versions of
+  each stand under each other, and those of the next are a wider gap below.
+  """
+  if samples.ndim == 5:
+    return grid(np.concatenate(samples), samples.shape[1])
+  return np.concatenate([grid(clip, 1) for clip in samples.swapaxes(0, 1)])
 
 
 def save_png(
@@ -54,18 +66,20 @@ def elastic_figure(
 
   Args:
     report: of `evals.elastic.evaluate`.
-    pictures: uint8 [rows, n, h, w, c], the same seeds in every row.
+    pictures: uint8 [rows, n, (f,) h, w, c], the same seeds in every row; clips
+      are drawn as film strips.
     path: where the PNG goes.
   """
   from matplotlib.figure import Figure  # Slow to import; no global state.
 
   rows, recipe = report['rows'], report['recipe']
+  quality = recipe['quality']
   labels = [row['loops'] for row in rows]
   constant = np.array([isinstance(label, int) for label in labels])
-  figure = Figure(figsize=(10, 3.6 + 0.75 * len(rows)), layout='constrained')
-  top, bottom = figure.subfigures(
-    2, 1, height_ratios=[3.4, 0.75 * len(rows) + 0.2]
-  )
+  # Inches of a row of pictures: two clips are stacked in it.
+  tall = len(rows) * (1.1 if pictures.ndim == 6 else 0.75)
+  figure = Figure(figsize=(10, 3.6 + tall), layout='constrained')
+  top, bottom = figure.subfigures(2, 1, height_ratios=[3.4, tall + 0.2])
   axes = top.subplots(1, 2)
   of_rows = lambda name: np.array([row[name] for row in rows])
   loops = of_rows('mean_loops')
@@ -77,26 +91,26 @@ def elastic_figure(
     ),
   )
   for axis, (x, label) in zip(axes, against):
-    y = of_rows('fd_lenet')
+    y = of_rows(quality)
     axis.plot(x[constant], y[constant], 'o-', color='tab:blue')
     axis.plot(x[~constant], y[~constant], 'D', mfc='none', color='tab:blue')
     axis.axhline(
-      recipe['fd_lenet_floor'],
+      recipe['floor'],
       color='tab:blue',
       ls=':',
       lw=1,
       label='floor: real data',
     )
-    if 'fd_lenet_reconstruction' in recipe:
+    if f'{quality}_of_reconstructions' in recipe:
       axis.axhline(
-        recipe['fd_lenet_reconstruction'],
+        recipe[f'{quality}_of_reconstructions'],
         color='tab:blue',
         ls='--',
         lw=1,
         label='real data through the tokenizer',
       )
     axis.set_xlabel(label)
-    axis.set_ylabel('fd_lenet (lower is better)', color='tab:blue')
+    axis.set_ylabel(f'{quality} (lower is better)', color='tab:blue')
     axis.set_ylim(bottom=0)
     right = axis.twinx()
     y = of_rows('class_accuracy')
@@ -104,6 +118,12 @@ def elastic_figure(
     right.plot(x[~constant], y[~constant], 's', mfc='none', color='tab:orange')
     right.set_ylim(0, 1.02)
     right.set_ylabel('class accuracy', color='tab:orange')
+    if 'motion' in rows[0]:
+      y = of_rows('motion')
+      right.plot(x[constant], y[constant], '^:', color='tab:green')
+      right.plot(x[~constant], y[~constant], '^', mfc='none', color='tab:green')
+      right.axhline(recipe['motion_of_data'], color='tab:green', ls=':', lw=1)
+      right.set_ylabel('class accuracy; motion (green; dotted: real data)')
   axes[0].set_xticks(loops[constant])
   trained = recipe['max_loops_in_training']
   if max(loops) > trained:
@@ -117,16 +137,22 @@ def elastic_figure(
     f'{recipe["guidance_mode"]} {recipe["guidance"]:g}, L_max = {trained}',
     fontsize=10,
   )
-  strips = bottom.subplots(len(rows), 1, squeeze=False)[:, 0]
+  _strips(bottom, labels, pictures)
+  figure.savefig(path, format='png', dpi=110)
+
+
+def _strips(figure: Any, labels: list[int | str], pictures: np.ndarray) -> None:
+  """A labelled row of pictures per loop count; clips one above the other."""
+  strips = figure.subplots(len(labels), 1, squeeze=False)[:, 0]
   for strip, label, images in zip(strips, labels, pictures):
-    strip.imshow(grid(images, len(images), pad=1), interpolation='nearest')
+    columns = 1 if images.ndim == 5 else len(images)
+    strip.imshow(grid(images, columns, pad=1), interpolation='nearest')
     strip.set_xticks([])
     strip.set_yticks([])
     name = f'L = {label}' if isinstance(label, int) else label
     strip.set_ylabel(
       name.replace(':', '\n'), rotation=0, ha='right', va='center', fontsize=9
     )
-  figure.savefig(path, format='png', dpi=110)
 
 
 def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:

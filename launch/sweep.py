@@ -86,19 +86,18 @@ def summarize(reports: dict[str, dict], workdir: pathlib.Path) -> None:
     writer = csv.DictWriter(file, fieldnames=columns)
     writer.writeheader()
     writer.writerows(rows)
-  print(
-    f'{"run":18s} {"L":>3s} {"fd_lenet":>9s} {"accuracy":>9s} {"GFLOPs":>8s}'
-  )
+  quality = next(iter(reports.values()))['recipe']['quality']
+  print(f'{"run":18s} {"L":>3s} {quality:>9s} {"accuracy":>9s} {"GFLOPs":>8s}')
   for row in rows:
     print(
-      f'{row["run"]:18s} {row["loops"]!s:>3s} {row["fd_lenet"]:9.2f} '
+      f'{row["run"]:18s} {row["loops"]!s:>3s} {row[quality]:9.2f} '
       f'{row["class_accuracy"]:9.3f} {row["gflops_per_sample"]:8.2f}'
     )
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(9, 3.5), layout='constrained')
   for axis, metric in zip(
-    figure.subplots(1, 2), ('fd_lenet', 'class_accuracy'), strict=True
+    figure.subplots(1, 2), (quality, 'class_accuracy'), strict=True
   ):
     for name, report in reports.items():
       x = [row['gflops_per_sample'] for row in report['rows']]

@@ -7,12 +7,13 @@ import numpy as np
 from PIL import Image
 import pytest
 
+from configs.base import get_base
 from elt_jax import viz
 from elt_jax.data import sources
 from elt_jax.data.sources import ArraySource
-from elt_jax.evals import elastic, lenet
+from elt_jax.evals import classifiers, elastic, motion
 from elt_jax.evals.frechet import frechet_distance, moments
-from elt_jax.evals.reference import half_split_distance
+from elt_jax.evals.reference import Reference, half_split_distance
 
 
 def test_distance_of_diagonal_gaussians_is_the_closed_form():
@@ -64,32 +65,129 @@ def bars(n, seed):
 
 def test_classifier_learns_is_deterministic_and_cached(tmp_path, monkeypatch):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
-  monkeypatch.setitem(lenet.RECIPE, 'max_shift', 0)
+  monkeypatch.setitem(classifiers.RECIPES['lenet'], 'max_shift', 0)
   train, test = bars(200, 0), bars(80, 1)
-  first = lenet.load_or_train(train, test, 4)
+  load = lambda train: classifiers.load_or_train('lenet', train, test, 4)
+  first = load(train)
   assert first.accuracy > 0.95
   (file,) = tmp_path.iterdir()
   content = file.read_bytes()
   images = test.images / 127.5 - 1
   features, _ = first(images)
-  cached = lenet.load_or_train(train, test, 4)
+  cached = load(train)
   np.testing.assert_array_equal(cached(images)[0], features)
   # A damaged file is made again, with the same weights.
   file.write_bytes(content[:100])
-  again = lenet.load_or_train(train, test, 4)
+  again = load(train)
   np.testing.assert_array_equal(again(images)[0], features)
   # Other data, another file.
   with np.load(file) as arrays:
     weights = traverse_util.unflatten_dict(dict(arrays), sep='/')
-  monkeypatch.setattr(lenet, '_train', lambda *_: weights)
-  lenet.load_or_train(bars(200, 2), test, 4)
+  monkeypatch.setattr(classifiers, '_train', lambda *_: weights)
+  load(bars(200, 2))
   assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_mnist_classifier_is_good_enough_to_judge(tmp_path, monkeypatch):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
   train, test = sources.mnist('train'), sources.mnist('test')
-  assert lenet.load_or_train(train, test, 10).accuracy >= 0.97
+  lenet = classifiers.load_or_train('lenet', train, test, 10)
+  assert lenet.accuracy >= 0.97
+
+
+def moving_blocks(n, seed):
+  """A block moves to the right by a pixel a frame, in a row of its class."""
+  rng = np.random.default_rng(seed)
+  labels = np.arange(n) % 4
+  clips = rng.integers(0, 30, (n, 4, 8, 8, 1), np.uint8)
+  for clip, label in zip(clips, labels, strict=True):
+    for i, frame in enumerate(clip):
+      frame[2 * label : 2 * label + 2, i + 1 : i + 4] = 250
+  return ArraySource(clips, labels)
+
+
+def test_clips_are_measured_by_frame_by_clip_and_by_motion(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  for recipe in classifiers.RECIPES.values():
+    monkeypatch.setitem(recipe, 'max_shift', 0)
+  train, test = moving_blocks(200, 0), moving_blocks(80, 1)
+  reference = Reference(train, test, 4)
+  assert reference.quality == reference.facts['quality'] == 'fd_c3d'
+  assert {path.name.split('-')[0] for path in tmp_path.iterdir()} == {
+    'c3d',
+    'lenet',
+  }
+  clips = test.images / 127.5 - 1
+  real = reference.measure(clips, test.labels)
+  assert set(real) == {'fd_c3d', 'class_accuracy', 'frame_accuracy', 'motion'}
+  assert real['class_accuracy'] == reference.facts['test_accuracy'] > 0.9
+  assert real['motion'] == reference.facts['motion_of_data']
+  # Of other classes than asked for, none is right; frozen, none moves.
+  wrong = reference.measure(clips[::-1], (test.labels[::-1] + 1) % 4)
+  assert wrong['class_accuracy'] < 0.1 > wrong['frame_accuracy']
+  frozen = reference.measure(clips[:, :1].repeat(4, 1), test.labels)
+  assert frozen['motion'] == 0 and frozen['fd_c3d'] > 2 * real['fd_c3d']
+
+
+def digits(n=40, num_frames=16):
+  """Real moving digits in [-1, 1], [n, f, 32, 32, 1]."""
+  config = get_base()
+  config.data.update(
+    {'source': 'moving_mnist', 'image_size': 32, 'num_frames': num_frames}
+  )
+  source = sources.load_source(config, 'test')
+  return np.stack([source[i]['image'] for i in range(n)]) / 127.5 - 1
+
+
+def spoilt(clips):
+  """Clips that do not move as digits do, by what is wrong with them."""
+  rng = np.random.default_rng(0)
+  n, f = clips.shape[:2]
+  darker = np.where(np.arange(f) % 2, 0.4, 1).reshape(f, 1, 1, 1)
+  return {
+    'frozen': clips[:, :1].repeat(f, 1),
+    'shuffled': np.stack([clip[rng.permutation(f)] for clip in clips]),
+    'blinking': np.where(np.arange(f).reshape(f, 1, 1, 1) % 2, -1, clips),
+    'flickering': (clips + 1) * darker - 1,
+    'of many digits': clips[rng.integers(n, size=(n, f)), np.arange(f)],
+    'jittering': np.stack(
+      [
+        [np.roll(clip[0], rng.integers(-2, 3, 2), (0, 1)) for _ in range(f)]
+        for clip in clips
+      ]
+    ),
+    'black': np.full_like(clips, -1),
+  }
+
+
+def test_motion_tells_moving_digits_from_all_that_do_not_move():
+  clips = digits()
+  assert motion.consistency(clips).mean() > 0.8
+  for name, wrong in spoilt(clips).items():
+    assert motion.consistency(wrong).mean() < 0.15, name
+  # What is spoilt of one clip does not touch another.
+  both = np.concatenate([clips[:3], spoilt(clips)['frozen'][:3]])
+  assert (motion.consistency(both)[:3] > 0).all()
+  assert (motion.consistency(both)[3:] == 0).all()
+
+
+def test_displacements_are_those_of_the_pixels():
+  rng = np.random.default_rng(0)
+  frames = [np.zeros((32, 32), np.float32)]
+  frames[0][12:20, 12:20] = rng.random((8, 8))
+  steps = [(1, 0), (0, -2), (3, 4), (0, 0)]
+  for step in steps:
+    frames.append(np.roll(frames[-1], step, (0, 1)))
+  moves, similarity = motion.displacements(np.stack(frames)[None])
+  assert moves[0].tolist() == [list(step) for step in steps]
+  np.testing.assert_allclose(similarity, 1, rtol=1e-6)
+  # Half as bright: 2 (1/2) / (1 + 1/4).
+  dimmed = np.stack([frames[0], frames[1] / 2])[None]
+  np.testing.assert_allclose(motion.displacements(dimmed)[1], 0.8, rtol=1e-6)
+  with pytest.raises(ValueError, match='three frames or more, not 2'):
+    motion.consistency(np.zeros((1, 2, 8, 8, 1)))
 
 
 def test_half_split_floor_is_small_beside_another_distribution():
@@ -113,8 +211,9 @@ def report():
     for loops in (1, 2, 4)
   ]
   recipe = {
-    'fd_lenet_floor': 0.4,
-    'lenet_test_accuracy': 0.98,
+    'quality': 'fd_lenet',
+    'floor': 0.4,
+    'test_accuracy': 0.98,
     'max_loops_in_training': 2,
     'checkpoint_step': 7,
     'num_samples': 10,
@@ -169,9 +268,9 @@ def test_grid_places_images_row_by_row():
 def test_frames_of_a_clip_stand_side_by_side():
   clips = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1)
   picture = viz.grid(clips, columns=1, pad=1)
-  assert picture.shape == (5, 5, 3)
-  assert picture[1, 1:4, 0].tolist() == [0, 1, 2]
-  assert picture[3, 1:4, 0].tolist() == [3, 4, 5]
+  assert picture.shape == (5, 7, 3)
+  assert picture[1, :, 0].tolist() == [128, 0, 128, 1, 128, 2, 128]
+  assert picture[3, :, 0].tolist() == [128, 3, 128, 4, 128, 5, 128]
 
 
 def test_to_uint8_rounds_and_clips():

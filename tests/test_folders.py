@@ -81,7 +81,7 @@ def test_through_the_config(tmp_path):
   whole = sources.in_memory(source)
   np.testing.assert_array_equal(whole.images, np.full((4, 8, 8, 3), 7))
   config.data.num_classes = 3
-  with pytest.raises(ValueError, match='4 class folders, .* is 3'):
+  with pytest.raises(ValueError, match='4 classes, .* is 3'):
     sources.load_source(config, 'train')
 
 

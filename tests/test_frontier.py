@@ -40,6 +40,7 @@ def test_the_frontier_by_hand():
       ('e', 4, 5.0),
     )
   ]
+  rows = frontier.summarize(rows, 1, 'fd_lenet')
   assert [r['point'] for r in frontier.pareto(rows, COST)] == ['b', 'd']
   best = lambda budget: frontier.best_within(rows, COST, budget)
   assert best(2.5)['point'] == 'b' and best(9)['point'] == 'd'
@@ -49,10 +50,10 @@ def test_the_frontier_by_hand():
 def test_seeds_are_means_with_half_their_range():
   rows = [row('a', 1, 9.0), row('a', 1.2, 10.0, 1), row('b', 2, 5.0)]
   rows += [row('a', 1.0, 11.0, 2)]
-  a, b = frontier.summarize(rows, first=0)
+  a, b = frontier.summarize(rows, 0, 'fd_lenet')
   # The seed that chose is left out, where there are others.
-  assert (a['fd_lenet'], a['spread'], a['seeds']) == (10.5, 0.5, 2)
-  assert (b['fd_lenet'], b['spread'], b['seeds']) == (5.0, None, 1)
+  assert (a['quality'], a['spread'], a['seeds']) == (10.5, 0.5, 2)
+  assert (b['quality'], b['spread'], b['seeds']) == (5.0, None, 1)
   assert a['chosen'] and not b['chosen']
   np.testing.assert_allclose(a[COST], 1.1)
 
@@ -113,9 +114,14 @@ def measured(monkeypatch, config):
     found = row('', cost, 10 / cost + seed, loops=loops.label)
     return {k: v for k, v in found.items() if k not in ('point', 'seed')}, None
 
-  recipe = {'fd_lenet_floor': 1.0, 'max_loops_in_training': 3}
+  recipe = {
+    'quality': 'fd_lenet',
+    'floor': 1.0,
+    'max_loops_in_training': 3,
+  }
   monkeypatch.setattr(elastic, 'measure', measure)
-  monkeypatch.setattr(elastic, 'load_reference', lambda *_: None)
+  reference = types.SimpleNamespace(quality='fd_lenet')
+  monkeypatch.setattr(elastic, 'load_reference', lambda *_: reference)
   monkeypatch.setattr(elastic, 'make_recipe', lambda *_: dict(recipe))
 
   model = build_model(config)
@@ -219,10 +225,11 @@ def test_the_report_names_the_best_at_each_cost(tmp_path):
       'num_steps': 4,
       'sampler': 'ddim',
       'max_loops_in_training': 3,
-      'fd_lenet_floor': 0.5,
+      'quality': 'fd_lenet',
+      'floor': 0.5,
     }
   )
-  summary = frontier.summarize(rows, 0)
+  summary = frontier.summarize(rows, 0, 'fd_lenet')
   paths = frontier_report.write(
     str(tmp_path), dict(recipe), summary, ['L=2, cfg:2', 'L=3, cfg:2']
   )
@@ -233,7 +240,9 @@ def test_the_report_names_the_best_at_each_cost(tmp_path):
   )
   assert '| L=3, cfg:2 | 8.05 ± 0.05 | yes |' in text
   # One point with a name that is longer than the picture is wide.
-  long = frontier.summarize([row(f'L=1, cfg:2, refine {"x" * 200}', 1, 2.0)], 0)
+  long = frontier.summarize(
+    [row(f'L=1, cfg:2, refine {"x" * 200}', 1, 2.0)], 0, 'fd_lenet'
+  )
   frontier_report.write(str(tmp_path), dict(recipe), long, [])
   assert '| converge, none | 1.00 |' in text.split('## Every point')[1]
   assert 'converge, none' not in text.split('## Every point')[0]

@@ -105,7 +105,7 @@ def test_both_are_measured(chain, tmp_path_factory):
   )
   report = json.loads((chain / 'masked' / 'elastic.json').read_text())
   assert [row['loops'] for row in report['rows']] == [1, 4]
-  assert report['recipe']['fd_lenet_reconstruction'] > 0
+  assert report['recipe']['fd_lenet_of_reconstructions'] > 0
 
 
 def test_a_killed_cache_is_refused_and_completed(chain, tmp_path):
@@ -157,6 +157,8 @@ def test_a_workdir_needs_nothing_else(chain, tmp_path):
 
 def test_known_tokens_are_those_the_mask_does_not_touch():
   class Stub:
+    grid = (2, 3)
+
     def encode(self, pixels):
       assert pixels.shape == (1, 8, 12, 1) and pixels.max() <= 1
       return np.arange(6).reshape(1, 2, 3)
@@ -164,8 +166,8 @@ def test_known_tokens_are_those_the_mask_does_not_touch():
   image, mask = np.full((8, 12, 1), 200, np.uint8), np.zeros((8, 12), bool)
   mask[3, 4] = True  # One pixel of the upper middle cell.
   mask[4:, 8:] = True
-  known = edit.known_tokens(Stub(), image, mask)
-  np.testing.assert_array_equal(known, [[0, -1, 2], [3, 4, -1]])
+  known = edit.known_tokens(Stub(), image[None], mask)
+  np.testing.assert_array_equal(known, [[[0, -1, 2], [3, 4, -1]]])
 
 
 def test_draws_keep_known_tokens_and_refuse_others(chain):
@@ -235,7 +237,7 @@ def test_wrong_uses_are_refused(chain, tmp_path):
   made = f'--workdir={chain}/tokenizer'
   for command, args, message in (
     (sample, [made], 'is a tokenizer, which draws nothing'),
-    (sample, [masked, f'--edit={image}'], '--edit and --mask go together'),
+    (sample, [masked, f'--edit={image}'], '--edit goes with --mask or --task'),
     (
       sample,
       [masked, f'--edit={image}', f'--mask={image}'],

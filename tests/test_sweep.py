@@ -51,6 +51,7 @@ def fake_command(calls):
       workdir = pathlib.Path(options['workdir'])
       (workdir / 'checkpoints' / '7').mkdir(parents=True, exist_ok=True)
       recipe = {'num_samples': int(options['num']), 'checkpoint_step': 7}
+      recipe['quality'] = 'fd_lenet'
       report = {'recipe': recipe, 'rows': rows}
       (workdir / 'elastic.json').write_text(json.dumps(report))
 

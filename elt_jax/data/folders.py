@@ -1,7 +1,8 @@
-"""Images in class folders: DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg.
+"""Files in class folders: DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg.
 
 Classes are the folder names in sorted order. Where there is no test (or val)
-folder, one file in twenty is held out for the test split.
+folder, one file in twenty is held out for the test split. Images are read
+here, videos in `clips`.
 """
 
 import pathlib
@@ -36,42 +37,13 @@ class FolderSource:
       channels: 1 or 3.
 
     Raises:
-      ValueError: if there is no such directory, no image in it, or a class
-        in the test folder that training does not have.
+      ValueError: as `list_files`, or on another number of channels.
     """
-    root = pathlib.Path(directory)
-    if not root.is_dir():
-      raise ValueError(f'data.source: there is no directory {root}.')
+    self.class_names, files = list_files(directory, split, SUFFIXES, 'images')
     if channels not in (1, 3):
       raise ValueError(
         f'Folders of images give 1 or 3 channels, not data.num_channels = '
         f'{channels}.'
-      )
-    train = root / 'train' if (root / 'train').is_dir() else root
-    held_out = [root / name for name in ('test', 'val') if train != root]
-    held_out = [folder for folder in held_out if folder.is_dir()]
-    base = held_out[0] if held_out and split == 'test' else train
-    self.class_names = _folders(train)
-    if unknown := set(_folders(base)) - set(self.class_names):
-      raise ValueError(
-        f'{base} has classes that {train} has not: {sorted(unknown)[:5]}.'
-      )
-    files = [
-      (path, label)
-      for label, name in enumerate(self.class_names)
-      for path in sorted((base / name).rglob('*'))
-      if path.suffix.lower() in SUFFIXES
-    ]
-    if not held_out:
-      files = [
-        file
-        for i, file in enumerate(files)
-        if (i % _HELD_OUT == 0) == (split == 'test')
-      ]
-    if not files:
-      raise ValueError(
-        f'{base} has no images: expected CLASS/*{SUFFIXES[0]} (or '
-        f'{", ".join(SUFFIXES[1:])}).'
       )
     self._files = [path for path, _ in files]
     self._size, self._mode = size, 'L' if channels == 1 else 'RGB'
@@ -88,6 +60,56 @@ class FolderSource:
       'image': pixels.reshape(self._size, self._size, -1),
       'label': self.labels[index],
     }
+
+
+def list_files(
+  directory: str | pathlib.Path,
+  split: str,
+  suffixes: tuple[str, ...],
+  kind: str,
+) -> tuple[list[str], list[tuple[pathlib.Path, int]]]:
+  """(class names, (path, label) of each file) of a split.
+
+  Args:
+    directory: see the module.
+    split: 'train' or 'test'.
+    suffixes: of the files, in lower case.
+    kind: what the files are, for messages: 'images'.
+
+  Raises:
+    ValueError: if there is no such directory, no such file in it, or a class
+      in the test folder that training does not have.
+  """
+  root = pathlib.Path(directory)
+  if not root.is_dir():
+    raise ValueError(f'data.source: there is no directory {root}.')
+  train = root / 'train' if (root / 'train').is_dir() else root
+  held_out = [root / name for name in ('test', 'val') if train != root]
+  held_out = [folder for folder in held_out if folder.is_dir()]
+  base = held_out[0] if held_out and split == 'test' else train
+  class_names = _folders(train)
+  if unknown := set(_folders(base)) - set(class_names):
+    raise ValueError(
+      f'{base} has classes that {train} has not: {sorted(unknown)[:5]}.'
+    )
+  files = [
+    (path, label)
+    for label, name in enumerate(class_names)
+    for path in sorted((base / name).rglob('*'))
+    if path.suffix.lower() in suffixes
+  ]
+  if not held_out:
+    files = [
+      file
+      for i, file in enumerate(files)
+      if (i % _HELD_OUT == 0) == (split == 'test')
+    ]
+  if not files:
+    raise ValueError(
+      f'{base} has no {kind}: expected CLASS/*{suffixes[0]} (or '
+      f'{", ".join(suffixes[1:])}).'
+    )
+  return class_names, files
 
 
 def _folders(directory: pathlib.Path) -> list[str]:

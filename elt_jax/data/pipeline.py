@@ -20,6 +20,8 @@ import numpy as np
 from elt_jax.data import transforms
 
 Batch = dict[str, jax.Array]
+# Enough; without a number Grain counts past its own integers for batches of 1.
+_EPOCHS = 2**32
 
 
 def build_dataset(
@@ -53,9 +55,13 @@ def build_dataset(
       f'{len(source)} examples.'
     )
   whole = len(source) // batch_size * batch_size
-  dataset = grain.MapDataset.source(source).seed(config.data.seed)
+  view = getattr(source, 'view', None)  # Draws a window or a motion anew.
+  examples = range(len(source)) if view else source
+  dataset = grain.MapDataset.source(examples).seed(config.data.seed)
   # Cut after the shuffle: each epoch leaves out other examples.
-  dataset = dataset.shuffle()[:whole].repeat()
+  dataset = dataset.shuffle()[:whole].repeat(_EPOCHS)
+  if view:
+    dataset = dataset.random_map(view)
   for transform in transforms.training(config):
     dataset = dataset.random_map(transform)
   dataset = dataset.map_with_index(

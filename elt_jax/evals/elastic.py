@@ -19,8 +19,8 @@ from elt_jax.samplers.loops import Loops
 from elt_jax.samplers.plan import VALUES, least_loops
 from elt_jax.samplers.refine import Refine
 
-# Samples of each schedule that are kept for the picture.
-_SHOWN = 12
+# Samples of each schedule that are kept for the picture; clips are wide.
+_SHOWN, _SHOWN_CLIPS = 12, 2
 # Samples over which telemetry is a mean.
 _PROBED = 32
 
@@ -100,8 +100,8 @@ def evaluate(
 
   Returns:
     (report, pictures): {'recipe', 'rows', 'telemetry'} as in elastic.json, and
-    uint8 [len(loops), 12, h, w, c] samples. For 'telemetry' see
-    `evals.telemetry`.
+    uint8 [len(loops), 12, h, w, c] samples, or [len(loops), 2, f, h, w, c].
+    For 'telemetry' see `evals.telemetry`.
   """
   telemetry = {'sampling': of_sampling(draw, params, min(num, _PROBED), seed)}
   reference = load_reference(draw)
@@ -111,7 +111,8 @@ def evaluate(
       draw, params, reference, schedule, num, seed, refined
     )
     rows.append(row)
-    pictures.append(viz.to_uint8(samples[:_SHOWN]))
+    shown = _SHOWN_CLIPS if samples.ndim == 5 else _SHOWN
+    pictures.append(viz.to_uint8(samples[:shown]))
   recipe = make_recipe(draw, reference, step, num)
   recipe |= {'seed': seed}
   if refined:
@@ -136,11 +137,10 @@ def make_recipe(
     'batch_size': draw.batch_size,
     **{name: s[name] for name in VALUES},
     'max_loops_in_training': config.model.max_loops,
-    'fd_lenet_reference': (
+    'reference': (
       f'{pixel_config(draw).data.source}, {len(reference.images)} examples'
     ),
-    'fd_lenet_floor': reference.floor,
-    'lenet_test_accuracy': reference.lenet_accuracy,
+    **reference.facts,
     'gflops': (
       '2 per multiply-add, guidance passes included, tokenizer left out; '
       'seconds include it'
@@ -160,7 +160,8 @@ def make_recipe(
       'choice_temperature',
     ):
       recipe[name] = s[name]
-    recipe['fd_lenet_reconstruction'] = reference.measure(2 * y - 1)['fd_lenet']
+    for name, value in reference.measure(2 * y - 1).items():
+      recipe[f'{name}_of_reconstructions'] = value
   return recipe
 
 
@@ -172,29 +173,41 @@ def spread(images: np.ndarray, num: int) -> np.ndarray:
 def table(report: dict[str, Any]) -> str:
   """The rows as text, the floor beside them."""
   recipe = report['recipe']
-  width = max(5, *(len(str(row['loops'])) for row in report['rows']))
-  lines = [
-    f'{"loops":{width}s}   mean   fd_lenet   class accuracy   GFLOPs/sample'
-    '   ms/sample'
-  ]
+  quality = recipe['quality']
+  clips = 'motion' in report['rows'][0]
+  width = max(6, *(len(str(row['loops'])) for row in report['rows']))
+  head = f'{"loops":{width}s}   mean   {quality:>8s}   class accuracy   '
+  if clips:
+    head += 'frame accuracy   motion   '
+  lines = [head + 'GFLOPs/sample   ms/sample']
   for row in report['rows']:
-    lines.append(
+    line = (
       f'{row["loops"]!s:>{width}s}   {row["mean_loops"]:4.2f}   '
-      f'{row["fd_lenet"]:8.2f}   {row["class_accuracy"]:14.3f}   '
+      f'{row[quality]:8.2f}   {row["class_accuracy"]:14.3f}   '
+    )
+    if clips:
+      line += f'{row["frame_accuracy"]:14.3f}   {row["motion"]:6.3f}   '
+    line += (
       f'{row["gflops_per_sample"]:13.2f}   '
       f'{1e3 * row["seconds_per_sample"]:9.2f}'
     )
     if 'loops_saved' in row:
-      lines[-1] += f'   {100 * row["loops_saved"]:.0f}% of loops saved'
-  lines.append(
-    f'{"floor":{width + 7}s}   {recipe["fd_lenet_floor"]:8.2f}   '
-    f'{recipe["lenet_test_accuracy"]:14.3f}   (half of the real data '
-    'against the other half; LeNet on the test split)'
+      line += f'   {100 * row["loops_saved"]:.0f}% of loops saved'
+    lines.append(line)
+  line = (
+    f'{"floor":{width + 7}s}   {recipe["floor"]:8.2f}   '
+    f'{recipe["test_accuracy"]:14.3f}   '
   )
-  if 'fd_lenet_reconstruction' in recipe:
+  if clips:
+    line += (
+      f'{recipe["frame_test_accuracy"]:14.3f}   '
+      f'{recipe["motion_of_data"]:6.3f}   '
+    )
+  lines.append(line + '(half of the real data to the other; the test split)')
+  if f'{quality}_of_reconstructions' in recipe:
     lines.append(
       f'{"tokens":{width + 7}s}   '
-      f'{recipe["fd_lenet_reconstruction"]:8.2f}   (real images '
+      f'{recipe[f"{quality}_of_reconstructions"]:8.2f}   (real examples '
       'through the tokenizer and back)'
     )
   return '\n'.join(lines)

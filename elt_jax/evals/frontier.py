@@ -26,7 +26,6 @@ from elt_jax.samplers.plan import changed, parse_guidance
 
 log = logging.getLogger('elt_jax.frontier')
 COSTS = ('gflops_per_sample', 'seconds_per_sample')
-QUALITY = 'fd_lenet'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +76,7 @@ class Sweep:
       try:
         report = json.loads(self._path.read_text())
         self.recipe, self.rows = report['recipe'], report['rows']
+        _ = self.recipe['quality']  # What the rows are measured by.
       except (json.JSONDecodeError, KeyError, TypeError) as e:
         raise ValueError(
           f'{self._path} is no report of a frontier ({e!r}): move it away.'
@@ -158,8 +158,8 @@ class Sweep:
         len(todo),
         point.name,
         seed,
-        QUALITY,
-        row[QUALITY],
+        reference.quality,
+        row[reference.quality],
         row['class_accuracy'],
         row['gflops_per_sample'],
         1e3 * row['seconds_per_sample'],
@@ -187,23 +187,26 @@ class Sweep:
     return loops, parse_guidance(point.guidance), refined
 
 
-def summarize(rows: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+def summarize(
+  rows: list[dict[str, Any]], first: int, quality: str
+) -> list[dict[str, Any]]:
   """A row per point: means over its seeds, and half the range of quality.
 
-  The seed `first` chose which points have others: of those, 'chosen', it is
-  left out, or they would look better than they are. 'spread' is None where
-  there is one seed.
+  The metric `quality` is called 'quality' in them. The seed `first` chose which
+  points have others: of those, 'chosen', it is left out, or they would look
+  better than they are. 'spread' is None where there is one seed.
   """
   found = []
   for name in dict.fromkeys(row['point'] for row in rows):
     same = [row for row in rows if row['point'] == name]
     others = [row for row in same if row['seed'] != first]
     same = others or same
-    values = [row[QUALITY] for row in same]
+    values = [row[quality] for row in same]
     mean = lambda key, same=same: float(np.mean([row[key] for row in same]))
-    columns = (QUALITY, 'class_accuracy', 'mean_loops', *COSTS)
+    columns = ('class_accuracy', 'mean_loops', *COSTS)
     found.append(
       {'point': name, 'seeds': len(same), 'chosen': bool(others)}
+      | {'quality': mean(quality)}
       | {column: mean(column) for column in columns}
       | {'spread': np.ptp(values) / 2 if len(same) > 1 else None}
     )
@@ -213,8 +216,8 @@ def summarize(rows: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
 def pareto(rows: list[dict[str, Any]], cost: str) -> list[dict[str, Any]]:
   """The rows that none beats in quality at no more cost, cheapest first."""
   kept = []
-  for row in sorted(rows, key=lambda row: (row[cost], row[QUALITY])):
-    if not kept or row[QUALITY] < kept[-1][QUALITY]:
+  for row in sorted(rows, key=lambda row: (row[cost], row['quality'])):
+    if not kept or row['quality'] < kept[-1]['quality']:
       kept.append(row)
   return kept
 
@@ -224,4 +227,4 @@ def best_within(
 ) -> dict[str, Any] | None:
   """The row of best quality that costs at most `budget`."""
   affordable = [row for row in rows if row[cost] <= budget]
-  return min(affordable, key=lambda row: row[QUALITY], default=None)
+  return min(affordable, key=lambda row: row['quality'], default=None)

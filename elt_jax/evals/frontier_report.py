@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from elt_jax import files
-from elt_jax.evals.frontier import COSTS, QUALITY, best_within, pareto
+from elt_jax.evals.frontier import COSTS, best_within, pareto
 
 Row = dict[str, Any]
 _HEAD = (
-  '| sampled with | fd_lenet | class accuracy | loops a step | GFLOPs | ms |\n'
+  '| sampled with | {} | class accuracy | loops a step | GFLOPs | ms |\n'
   '|---|---|---|---|---|---|'
 )
 
@@ -35,14 +35,16 @@ def write(
 
 def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
   """The report, as text."""
+  quality = recipe['quality']
+  head = _HEAD.format(quality)
   lines = [
     '# Quality against cost of one checkpoint',
     '',
     f'{recipe["num_samples"]} samples a point, step '
     f'{recipe["checkpoint_step"]}, {recipe["num_steps"]} steps of '
     f'{recipe["sampler"]}, L_max = {recipe["max_loops_in_training"]}; '
-    f'{QUALITY} of half of the real data to the other half is '
-    f'{recipe["fd_lenet_floor"]:.2f}. The first seed chose what is on the '
+    f'{quality} of half of the real data to the other half is '
+    f'{recipe["floor"]:.2f}. The first seed chose what is on the '
     'frontier; means of those are over the others, ± half of their range.',
   ]
   settled = _settled(rows)
@@ -50,7 +52,7 @@ def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
   constant = [named[name] for name in baselines]
   units = tuple(zip(COSTS, ('GFLOPs', 'seconds'), strict=True))
   for cost, unit in units:
-    lines += ['', f'## Frontier in {unit} a sample', '', _HEAD]
+    lines += ['', f'## Frontier in {unit} a sample', '', head]
     lines += [_line(row) for row in pareto(settled, cost)]
   last = f'L={recipe["max_loops_in_training"]},'
   top = next((b for b in constant if b['point'].startswith(last)), None)
@@ -58,8 +60,8 @@ def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
     lines += ['', f'## The best at the {unit} of a constant L', '']
     # Timings of one program differ by a few percent.
     slack = 1.03 if unit == 'seconds' else 1 + 1e-6
-    lines += _best(settled, constant, top, cost, slack)
-  lines += ['', '## Every point', '', _HEAD]
+    lines += _best(quality, settled, constant, top, cost, slack)
+  lines += ['', '## Every point', '', head]
   lines += [_line(row) for row in sorted(rows, key=lambda row: row[COSTS[0]])]
   lines += ['', '## Recipe', '']
   lines += [f'* {name}: {value}' for name, value in recipe.items()]
@@ -67,10 +69,15 @@ def markdown(recipe: Row, rows: list[Row], baselines: list[str]) -> str:
 
 
 def _best(
-  rows: list[Row], constant: list[Row], top: Row | None, cost: str, slack: float
+  quality: str,
+  rows: list[Row],
+  constant: list[Row],
+  top: Row | None,
+  cost: str,
+  slack: float,
 ) -> list[str]:
   """A line per constant L: the best of `rows` at its cost, against L_max."""
-  lines = [f'| at the cost of | its {QUALITY} | best | its {QUALITY} |']
+  lines = [f'| at the cost of | its {quality} | best | its {quality} |']
   lines += ['|---|---|---|---|']
   if top:
     lines[0] += f' no worse than {top["point"]} |'
@@ -79,7 +86,7 @@ def _best(
     best = best_within(rows, cost, budget[cost] * slack)
     words = [budget['point'], _quality(budget), best['point'], _quality(best)]
     if top:
-      words.append('yes' if best[QUALITY] <= top[QUALITY] else 'no')
+      words.append('yes' if best['quality'] <= top['quality'] else 'no')
     lines.append(f'| {" | ".join(words)} |')
   return lines
 
@@ -91,7 +98,7 @@ def _settled(rows: list[Row]) -> list[Row]:
 
 def _quality(row: Row) -> str:
   spread = '' if row['spread'] is None else f' ± {row["spread"]:.2f}'
-  return f'{row[QUALITY]:.2f}{spread}'
+  return f'{row["quality"]:.2f}{spread}'
 
 
 def _line(row: Row) -> str:
@@ -109,7 +116,7 @@ def figure(
   from matplotlib.figure import Figure  # Slow to import; no global state.
   from matplotlib.ticker import LogLocator, NullLocator
 
-  highest = 1.3 * np.quantile([row[QUALITY] for row in rows], 0.9)
+  highest = 1.3 * np.quantile([row['quality'] for row in rows], 0.9)
   kinds = sorted({_kind(row['point']) for row in rows})
   shown = Figure(figsize=(13, 5.5), layout='constrained')
   for axis, cost in zip(shown.subplots(1, 2, sharey=True), COSTS, strict=True):
@@ -117,7 +124,7 @@ def figure(
       same = [row for row in rows if _kind(row['point']) == kind]
       axis.errorbar(
         [row[cost] for row in same],
-        [row[QUALITY] for row in same],
+        [row['quality'] for row in same],
         [row['spread'] or 0 for row in same],
         fmt='o',
         ms=4,
@@ -129,7 +136,7 @@ def figure(
     best = pareto(_settled(rows), cost)
     axis.step(
       [row[cost] for row in best],
-      [row[QUALITY] for row in best],
+      [row['quality'] for row in best],
       where='post',
       color='0.4',
       lw=1,
@@ -139,14 +146,14 @@ def figure(
       above = row not in best
       name = axis.annotate(
         row['point'].partition(',')[0] if above else row['point'],
-        (row[cost], min(row[QUALITY], highest)),
+        (row[cost], min(row['quality'], highest)),
         xytext=(4, 8 if above else -10),
         textcoords='offset points',
         fontsize=7,
         color='0.5' if above else 'black',
       )
       name.set_in_layout(False)  # A long name would squeeze the axis.
-    axis.axhline(recipe['fd_lenet_floor'], color='0.4', ls=':', lw=1)
+    axis.axhline(recipe['floor'], color='0.4', ls=':', lw=1)
     axis.set_xscale('log')
     axis.set_yscale('log')
     for side in (axis.xaxis, axis.yaxis):
@@ -154,8 +161,8 @@ def figure(
       side.set_major_formatter('{x:g}')
       side.set_minor_locator(NullLocator())
     axis.set_xlabel(cost.replace('_', ' '))
-    axis.set_ylabel(f'{QUALITY} (lower is better)')
-  axis.set_ylim(recipe['fd_lenet_floor'] * 0.9, 1.1 * highest)
+    axis.set_ylabel(f'{recipe["quality"]} (lower is better)')
+  axis.set_ylim(recipe['floor'] * 0.9, 1.1 * highest)
   axis.legend(title='guidance', fontsize=8)
   shown.suptitle(
     f'One checkpoint, step {recipe["checkpoint_step"]}; '

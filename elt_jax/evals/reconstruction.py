@@ -14,8 +14,8 @@ from elt_jax.evals.reference import Reference
 from elt_jax.objectives.tokenizer import usage
 from elt_jax.tokenizers.pretrained import Tokenizer
 
-# Images of the picture.
-_SHOWN = 20
+# Examples of the picture.
+_IMAGES, _CLIPS = 20, 6
 
 
 def evaluate(
@@ -24,12 +24,11 @@ def evaluate(
   """Metrics of the test split.
 
   See `psnr` and `objectives.tokenizer.usage`; where the data set is small
-  enough to train the LeNet on, 'fd_lenet' and 'class_accuracy' of the
-  reconstructions too.
+  enough to train a classifier on, the metrics of `evals.reference` too.
 
   Returns:
     (report, picture): what reconstruction.json holds, and uint8 [H, W, 3]
-    originals over their reconstructions.
+    originals over their reconstructions; see `viz.versions`.
   """
   config = tokenizer.config
   train, test = (sources.load_source(config, split) for split in sources.SPLITS)
@@ -47,15 +46,15 @@ def evaluate(
     'psnr': psnr(x, y),
     **jax.tree.map(float, usage(tokens, config.tokenizer.codebook_size)),
   }
-  if len(train) + len(test) <= sources.IN_MEMORY:
+  if sources.fit_in_memory(train, test):
     train = sources.in_memory(train)
     reference = Reference(train, test, config.data.num_classes)
     report |= reference.measure(2 * y - 1, test.labels)
-    report['fd_lenet_floor'] = reference.floor
-    report['lenet_test_accuracy'] = reference.lenet_accuracy
+    report |= reference.facts
   report['device'] = f'{jax.device_count()} {jax.devices()[0].device_kind}'
-  pairs = np.concatenate([x[:_SHOWN], y[:_SHOWN]])
-  return report, viz.grid(viz.to_uint8(2 * pairs - 1), min(_SHOWN, len(x)))
+  shown = _CLIPS if x.ndim == 5 else _IMAGES
+  pairs = np.stack([x[:shown], y[:shown]])
+  return report, viz.versions(viz.to_uint8(2 * pairs - 1))
 
 
 def psnr(x: np.ndarray, y: np.ndarray) -> float:

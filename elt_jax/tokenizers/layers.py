@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from flax import linen as nn
+import jax
+import jax.numpy as jnp
 
+Array = jax.Array
 Axes = tuple[str | None, str | None]
 
 
@@ -18,12 +21,52 @@ def conv(
   return nn.Conv(
     features,
     kernel,
+    conv_general_dilated=_conv,
     kernel_init=nn.with_partitioning(
       nn.initializers.lecun_normal(), (*[None] * len(kernel), *axes)
     ),
     bias_init=nn.with_partitioning(nn.initializers.zeros_init(), axes[1:]),
     **options,
   )
+
+
+def _conv(x: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+  """`lax.conv_general_dilated`, by whichever way is fast where it runs."""
+  whole = lambda x, kernel: jax.lax.conv_general_dilated(
+    x, kernel, *args, **options
+  )
+  if x.ndim < 5:
+    return whole(x, kernel)
+  return jax.lax.platform_dependent(
+    x, kernel, cpu=conv_by_frames, default=whole
+  )
+
+
+def conv_by_frames(x: Array, kernel: Array) -> Array:
+  """SAME convolution of clips as one of images, of stride 1.
+
+  Each frame is convolved together with its neighbours, which join its
+  channels: XLA has no fast convolution over three axes for the CPU, and this
+  is three to five times as fast there.
+
+  Args:
+    x: [b, f, h, w, c].
+    kernel: [kf, kh, kw, c, d], of odd sides.
+  """
+  b, f, h, w, c = x.shape
+  taps, *window, _, d = kernel.shape
+  if taps > 1:
+    beside = taps // 2
+    x = jnp.pad(x, ((0, 0), (beside, beside), (0, 0), (0, 0), (0, 0)))
+    x = jnp.concatenate([x[:, i : i + f] for i in range(taps)], -1)
+  y = jax.lax.conv_general_dilated(
+    x.reshape(b * f, h, w, taps * c),
+    jnp.moveaxis(kernel, 0, 2).reshape(*window, taps * c, d),
+    (1, 1),
+    'SAME',
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+  return y.reshape(b, f, h, w, d)
 
 
 def group_norm(groups: int, dtype: Any) -> nn.GroupNorm:

@@ -29,6 +29,8 @@ STRUCTURE = (
   'data.image_size',
   'data.num_channels',
   'data.num_frames',
+  'tokenizer.patch_size',
+  'tokenizer.patch_frames',
   'tokenizer.filters',
   'tokenizer.channel_multipliers',
   'tokenizer.temporal_downsample',

@@ -53,6 +53,8 @@ class Encoder(nn.Module):
   """[b, (f,) h, w, c] -> [b, (f',) h', w', embedding_dim].
 
   Attributes:
+    patch: pixels along each axis that enter as the channels of one position,
+      e.g. (1, 1).
     filters: width of the first level.
     multipliers: width of each level, times `filters`.
     strides: of the pooling after each level but the last, e.g. (2, 2).
@@ -62,6 +64,7 @@ class Encoder(nn.Module):
     dtype: of the computation.
   """
 
+  patch: tuple[int, ...]
   filters: int
   multipliers: tuple[int, ...]
   strides: Strides
@@ -76,6 +79,7 @@ class Encoder(nn.Module):
     block = functools.partial(
       ResBlock, rank=rank, groups=self.groups, dtype=self.dtype
     )
+    x = space_to_depth(x, self.patch)
     x = conv(self.filters, (3,) * rank, use_bias=False, dtype=self.dtype)(x)
     for level, multiplier in enumerate(self.multipliers):
       for _ in range(self.num_res_blocks):
@@ -93,6 +97,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
   """The mirror of `Encoder`: [b, (f',) h', w', e] -> [b, (f,) h, w, c]."""
 
+  patch: tuple[int, ...]
   filters: int
   multipliers: tuple[int, ...]
   strides: Strides
@@ -120,7 +125,34 @@ class Decoder(nn.Module):
           x = jnp.repeat(x, stride, axis + 1)
         x = conv(x.shape[-1], kernel, dtype=self.dtype)(x)
     x = nn.swish(group_norm(self.groups, self.dtype)(x))
-    return conv(self.channels, kernel, ('embed', None), dtype=self.dtype)(x)
+    channels = self.channels * math.prod(self.patch)
+    x = conv(channels, kernel, ('embed', None), dtype=self.dtype)(x)
+    return depth_to_space(x, self.patch)
+
+
+def space_to_depth(x: Array, patch: tuple[int, ...]) -> Array:
+  """[b, (f,) h, w, c] -> [b, (f/pf,) h/ph, w/pw, (pf) ph pw c]."""
+  if math.prod(patch) == 1:
+    return x
+  b, *sides, c = x.shape
+  split = [n for side, p in zip(sides, patch) for n in (side // p, p)]
+  x = x.reshape(b, *split, c)
+  outer, inner = range(1, x.ndim - 1, 2), range(2, x.ndim - 1, 2)
+  x = x.transpose(0, *outer, *inner, x.ndim - 1)
+  return x.reshape(*x.shape[: len(sides) + 1], -1)
+
+
+def depth_to_space(x: Array, patch: tuple[int, ...]) -> Array:
+  """The inverse of `space_to_depth`."""
+  if math.prod(patch) == 1:
+    return x
+  b, *sides, _ = x.shape
+  x = x.reshape(b, *sides, *patch, -1)
+  n = len(sides)
+  pairs = [axis for i in range(1, n + 1) for axis in (i, i + n)]
+  x = x.transpose(0, *pairs, x.ndim - 1)
+  whole = [side * p for side, p in zip(sides, patch)]
+  return x.reshape(b, *whole, -1)
 
 
 def distances(z: Array, codebook: Array) -> Array:
@@ -223,12 +255,17 @@ def strides(config: Any) -> Strides:
   return tuple((2 if halve else 1, *space) for halve in t.temporal_downsample)
 
 
+def patch(config: Any) -> tuple[int, ...]:
+  """The pixels of one position of the first level, along each axis."""
+  t = config.tokenizer
+  frames = () if config.data.num_frames == 1 else (t.patch_frames,)
+  return (*frames, t.patch_size, t.patch_size)
+
+
 def token_grid(config: Any) -> tuple[int, ...]:
   """(h', w'), or (f', h', w') with several frames."""
-  pixels = (config.data.image_size,) * 2
-  if config.data.num_frames > 1:
-    pixels = (config.data.num_frames, *pixels)
-  steps = zip(*strides(config)) if strides(config) else [()] * len(pixels)
+  *pixels, _ = sample_shape(config)
+  steps = zip(patch(config), *strides(config), strict=True)
   return tuple(n // math.prod(s) for n, s in zip(pixels, steps, strict=True))
 
 
@@ -237,6 +274,7 @@ def build_tokenizer(config: Any) -> VQGAN:
   t = config.tokenizer
   dtype = jnp.dtype(config.model.dtype)
   shared = dict(
+    patch=patch(config),
     filters=t.filters,
     multipliers=tuple(t.channel_multipliers),
     strides=strides(config),

@@ -1,0 +1,152 @@
+"""Clips of moving digits: what moves, how, and that it is always the same."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from configs.base import get_base
+from elt_jax.data import pipeline, sources
+from elt_jax.data.moving_mnist import SPEED, MovingDigits, class_names
+from elt_jax.validation import validate
+
+
+def video_config(source='moving_mnist', **data):
+  c = get_base()
+  c.data.update({'source': source, 'image_size': 32, 'num_frames': 16} | data)
+  c.train.batch_size = 8
+  return c
+
+
+def corners(clip, side):
+  """[f, 2], where a block of full brightness begins in each frame."""
+  found = []
+  for frame in clip[..., 0]:
+    rows, columns = (np.flatnonzero((frame == 255).any(a)) for a in (1, 0))
+    assert np.ptp(rows) == np.ptp(columns) == side - 1
+    found.append((rows[0], columns[0]))
+  return np.array(found)
+
+
+def blocks(n=6, **options):
+  """Digits that are full squares, so that every place can be read off."""
+  images = np.full((n, 28, 28, 1), 255, np.uint8)
+  return MovingDigits(images, np.arange(n) % 10, **options)
+
+
+@pytest.mark.parametrize('size,side', [(32, 14), (64, 28)])
+def test_digits_move_straight_and_are_reflected(size, side):
+  source = blocks(size=size, num_frames=40)
+  free = size - side
+  for i in range(len(source)):
+    at = corners(source[i]['image'], side)
+    assert at.min() >= 0 and at.max() <= free
+    steps = np.diff(at, axis=0)
+    # The pace, up to rounding and where a wall cuts a step short.
+    assert np.abs(steps).max() <= np.ceil(SPEED * free) + 1
+    away = steps[(at[1:] > 0).all(1) & (at[1:] < free).all(1)]
+    turns = (np.sign(away[1:]) * np.sign(away[:-1]) < 0).sum(0)
+    # In 40 frames at a tenth of the path, an axis turns at most four times.
+    assert (turns <= 4).all()
+  # The speed is SPEED of the free path in any direction: one run to a wall.
+  at = corners(blocks(n=1, size=size, num_frames=4, seed=3)[0]['image'], side)
+  length = np.linalg.norm(at[3] - at[0]) / 3
+  assert length <= SPEED * free + 1
+
+
+def test_half_size_digits_are_means_of_the_full_ones():
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (3, 28, 28, 1), np.uint8)
+  source = MovingDigits(images, np.array([4, 5, 6]), size=32, num_frames=1)
+  for i, image in enumerate(images):
+    clip = source[i]['image'][0, ..., 0]
+    rows, columns = (np.flatnonzero(clip.any(a)) for a in (1, 0))
+    found = clip[rows[0] : rows[0] + 14, columns[0] : columns[0] + 14]
+    want = image.reshape(14, 2, 14, 2).mean((1, 3))
+    np.testing.assert_allclose(found, want, atol=0.5)
+    assert source[i]['label'] == source.labels[i] == [4, 5, 6][i]
+
+
+def test_a_place_is_one_clip_and_a_view_is_another():
+  source = blocks(size=32, num_frames=16, windows=2)
+  assert len(source) == 12 and source.labels.tolist()[:4] == [0, 0, 1, 1]
+  same = [source[3]['image'] for _ in range(2)]
+  np.testing.assert_array_equal(*same)
+  # Two windows are two motions of one digit; so is another seed.
+  other = blocks(size=32, num_frames=16, windows=2, seed=1)
+  for clip in (source[2]['image'], other[3]['image']):
+    assert (clip != same[0]).any()
+  view = lambda seed: source.view(3, np.random.default_rng(seed))
+  np.testing.assert_array_equal(view(5)['image'], view(5)['image'])
+  assert (view(5)['image'] != view(6)['image']).any()
+  assert view(5)['label'] == source[3]['label']
+
+
+def test_two_digits_have_the_class_of_the_pair():
+  names = class_names(2)
+  assert len(names) == 55 and names[:3] == ['0+0', '0+1', '0+2']
+  assert class_names(1) == list('0123456789')
+  images = np.zeros((10, 28, 28, 1), np.uint8)
+  # Digit d lights 2 x 2 blocks of its own brightness.
+  images += 20 * (1 + np.arange(10, dtype=np.uint8)).reshape(10, 1, 1, 1)
+  source = MovingDigits(images, np.arange(10), 64, 16, digits=2, windows=3)
+  for i in range(len(source)):
+    example = source[i]
+    seen = set(np.unique(example['image']) // 20) - {0}
+    pair = {int(d) + 1 for d in names[example['label']].split('+')}
+    # The darker one may be hidden in some frames, not in all sixteen.
+    assert seen <= pair and max(pair) in seen
+    assert source.labels[i] == example['label']
+    assert str(i // 3) in names[example['label']]
+
+
+def test_training_sees_new_motions_on_any_number_of_hosts_and_threads():
+  config = video_config()
+  source = sources.load_source(config, 'train')
+  whole = pipeline.build_dataset(config, source)
+  epoch = len(source) // 8
+  # The same digits move otherwise in the next epoch.
+  fixed = {source[i]['image'].tobytes() for i in range(200)}
+  clips = itertools.chain(*(whole[k]['image'] for k in (0, 1, epoch)))
+  drawn = {clip.tobytes() for clip in clips}
+  assert len(drawn) == 24 and not fixed & drawn
+  again = pipeline.build_dataset(config, source)[epoch + 3]
+  np.testing.assert_array_equal(again['image'], whole[epoch + 3]['image'])
+  parts = [pipeline.build_dataset(config, source, i, 2)[5] for i in range(2)]
+  for part in parts:
+    place = part['index']
+    np.testing.assert_array_equal(part['image'], whole[5]['image'][place])
+
+
+def test_splits_have_other_digits_and_the_sizes_asked_for():
+  config = video_config(windows=2)
+  train, test = (sources.load_source(config, s) for s in sources.SPLITS)
+  assert (len(train), len(test)) == (9000, 1000)
+  assert test[0]['image'].shape == (16, 32, 32, 1)
+  assert test[0]['image'].dtype == np.uint8 and test[0]['image'].max() > 200
+  assert set(test.labels) == set(range(10))
+
+
+def test_a_batch_of_one_can_be_trained_on():
+  config = video_config()
+  config.train.batch_size = 1
+  dataset = pipeline.build_dataset(config, blocks(size=32, num_frames=16))
+  assert next(iter(dataset.to_iter_dataset()))['image'].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'image_size': 48}, 'side (32, 64) and one or two digits, got'),
+    ({'source': 'moving_mnist:3'}, 'got data.image_size = 32 and 3 digits'),
+    ({'source': 'moving_mnist:two'}, "got 'moving_mnist:two'"),
+    ({'source': 'moving_mnist:2'}, 'has 55 classes, data.num_classes is 10'),
+    ({'num_frames': 1}, 'examples of shape (1, 32, 32, 1)'),
+    ({'num_channels': 3}, 'asks for (16, 32, 32, 3)'),
+    ({'windows': 0}, 'data.windows must be at least 1, got 0'),
+  ],
+)
+def test_what_does_not_fit(changes, message):
+  with pytest.raises(ValueError) as error:
+    sources.load_source(validate(video_config(**changes)), 'test')
+  assert message in str(error.value)

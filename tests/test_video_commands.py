@@ -1,0 +1,230 @@
+"""Clips from pixels to samples: inflate, tokens, masked model, prediction."""
+
+import json
+import types
+
+from absl import flags
+import numpy as np
+import pytest
+
+from configs import mnist_tokenizer, moving_mnist_masked, moving_mnist_tokenizer
+from elt_jax import edit, evaluate, sample, tokenize, train, video
+from elt_jax.data import token_cache
+from tests.commands import picture_size
+
+SHAPE = {
+  'data.image_size': 16,
+  'tokenizer.patch_size': 2,
+  'tokenizer.filters': 8,
+  'tokenizer.channel_multipliers': (1, 1),
+  'tokenizer.norm_groups': 4,
+  'tokenizer.codebook_size': 16,
+  'tokenizer.embedding_dim': 4,
+  'train.batch_size': 8,
+  'train.num_steps': 2,
+}
+CLIPS = SHAPE | {
+  'data.num_frames': 8,
+  'tokenizer.patch_frames': 1,
+  'tokenizer.temporal_downsample': (True,),
+  'train.sample_every_steps': 2,
+}
+MASKED = CLIPS | {
+  'model.width': 16,
+  'model.num_heads': 2,
+  'model.max_loops': 2,
+  'model.unroll_loops': False,
+  'sample.num_steps': 3,
+}
+
+
+def trained(experiment, changes, workdir):
+  """Trains the config of a file with some values changed."""
+  config = experiment.get_config()
+  config.update_from_flattened_dict(changes)
+  train.train(config, str(workdir))
+
+
+def command(module, *args):
+  """Runs a command as its `main` would, in this process."""
+  values = flags.FlagValues()
+  module._define(values)
+  values(['command', *args])
+  module.main(values)
+
+
+def arrays(shape):
+  rng = np.random.default_rng(0)
+  make = lambda n: rng.integers(0, 256, (n, *shape), np.uint8)
+  label = lambda n: np.arange(n) % 10
+  return {'image': make(24), 'label': label(24)} | {
+    'test_image': make(12),
+    'test_label': label(12),
+  }
+
+
+@pytest.fixture(scope='module')
+def chain(tmp_path_factory):
+  """A tokenizer of images, one of clips, tokens and a masked model."""
+  root = tmp_path_factory.mktemp('clips')
+  np.savez(root / 'images.npz', **arrays((16, 16, 1)))
+  np.savez(root / 'clips.npz', **arrays((8, 16, 16, 1)))
+  source = lambda name: {'data.source': name}
+  trained(
+    mnist_tokenizer, SHAPE | source(f'npz:{root}/images.npz'), root / 'images'
+  )
+  still = {'optim.learning_rate': 0.0, 'tokenizer.restart_every_steps': 0}
+  trained(
+    moving_mnist_tokenizer,
+    CLIPS
+    | still
+    | source(f'npz:{root}/clips.npz')
+    | {'tokenizer.inflate_from': str(root / 'images')},
+    root / 'tokenizer',
+  )
+  command(tokenize, f'--workdir={root}/tokenizer', f'--out={root}/tokens')
+  trained(
+    moving_mnist_masked,
+    MASKED | source(f'tokens:{root}/tokens'),
+    root / 'masked',
+  )
+  return root
+
+
+def test_the_tokenizer_of_clips_starts_from_that_of_images(chain):
+  images, _ = sample.load_tokenizer(str(chain / 'images'))
+  clips, step = sample.load_tokenizer(str(chain / 'tokenizer'))
+  assert step == 2 and clips.grid == (4, 4, 4)
+  # It was trained at a learning rate of zero.
+  kernel = clips.params['encoder']['Conv_0']['kernel']
+  want = images.params['encoder']['Conv_0']['kernel']
+  np.testing.assert_allclose(kernel[1], want, rtol=1e-5)
+  assert not kernel[[0, 2]].any()
+
+
+def test_tokens_of_clips_are_cached_as_they_are_made(chain):
+  source = token_cache.TokenSource(chain / 'tokens', 'train')
+  assert len(source) == 24 and source.metadata['grid'] == [4, 4, 4]
+  with np.load(chain / 'clips.npz') as stored:
+    want = source.tokenizer.encode(stored['image'] / np.float32(255))
+  got = np.stack([source[i]['tokens'] for i in range(24)])
+  np.testing.assert_array_equal(got, want)
+
+
+def test_both_trainings_draw_film_strips(chain):
+  wide = 2 * (8 * 18 + 2)
+  for run in ('tokenizer', 'masked'):
+    size = picture_size(chain / run / 'samples' / '00000002.png')
+    assert size == (wide, 2 * 2 * (2 * 18 + 2))
+
+
+def test_clips_are_evaluated_at_every_loop_count(chain, monkeypatch, tmp_path):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  command(evaluate, f'--workdir={chain}/masked', '--num=12', '--loops=1,2,4')
+  report = json.loads((chain / 'masked' / 'elastic.json').read_text())
+  recipe = report['recipe']
+  assert [row['loops'] for row in report['rows']] == [1, 2, 4]
+  for row in report['rows']:
+    assert row['fd_c3d'] > 0 and 0 <= row['motion'] <= 1
+    assert 0 <= row['class_accuracy'] <= 1 and 0 <= row['frame_accuracy'] <= 1
+  assert recipe['quality'] == 'fd_c3d' and recipe['floor'] > 0
+  assert recipe['fd_c3d_of_reconstructions'] > 0
+  assert 0 <= recipe['motion_of_reconstructions'] <= 1
+  assert picture_size(chain / 'masked' / 'elastic.png')[0] > 800
+
+
+def clip_file(path, num_frames=8):
+  """An .mp4 of grey frames, each brighter than the one before."""
+  grey = (20 + 24 * np.arange(num_frames)).astype(np.uint8)
+  frames = np.broadcast_to(
+    grey.reshape(-1, 1, 1, 1), (num_frames, 16, 16, 3)
+  ).copy()
+  video.save_clip(path, frames, fps=8)
+  return path
+
+
+@pytest.mark.parametrize(
+  'task,drawn',
+  [('predict:4', [0, 0, 1, 1]), ('interpolate:2', [0, 1, 1, 0])],
+)
+def test_given_frames_keep_their_tokens(chain, tmp_path, task, drawn):
+  draw, params, _ = sample.load(str(chain / 'masked'), 2)
+  file = clip_file(tmp_path / 'clip.mp4')
+  known, shown = sample.edit_columns(draw, str(file), None, task)
+  assert shown.shape == (2, 8, 16, 16, 1)
+  drawn = np.array(drawn, bool)
+  assert (known[drawn] == -1).all() and (known[~drawn] >= 0).all()
+  kept = []
+  decode = draw.tokenizer.decode
+  draw.tokenizer.decode = lambda tokens: kept.append(tokens) or decode(tokens)
+  draw(params, [1, 2], 2, seed=0, known=np.stack([known] * 2))
+  for tokens in np.concatenate(kept)[:2]:
+    np.testing.assert_array_equal(tokens[~drawn], known[~drawn])
+    assert (tokens[drawn] >= 0).all()
+
+
+def test_nothing_of_what_is_predicted_is_seen(chain, tmp_path):
+  draw, _, _ = sample.load(str(chain / 'masked'), 1)
+  frames = np.random.default_rng(0).integers(
+    0, 256, (1, 8, 16, 16, 1), np.uint8
+  )
+  drawn = edit.frames_of_task('predict:4', 8)
+  other = np.where(drawn.reshape(8, 1, 1, 1), 255 - frames, frames)
+  seen = [edit.fill_frames(clip, drawn) for clip in (frames, other)]
+  np.testing.assert_array_equal(*seen)
+  mask = np.broadcast_to(drawn[:, None, None], (8, 16, 16))
+  known = [edit.known_tokens(draw.tokenizer, clip, mask) for clip in seen]
+  np.testing.assert_array_equal(*known)
+
+
+def test_frames_between_are_blended_and_those_after_repeated():
+  clip = np.array([0, 9, 9, 30, 9, 9], np.uint8).reshape(1, 6, 1, 1, 1)
+  drawn = np.array([0, 1, 1, 0, 1, 1], bool)
+  filled = edit.fill_frames(clip, drawn).reshape(-1)
+  assert filled.tolist() == [0, 10, 20, 30, 30, 30]
+
+
+def test_a_clip_is_continued_on_the_command_line(chain, tmp_path):
+  file, out = clip_file(tmp_path / 'clip.mp4'), tmp_path / 'next.png'
+  args = [f'--workdir={chain}/masked', f'--edit={file}', f'--out={out}']
+  command(sample, *args, '--task=predict:4', '--num=1', '--scale=1')
+  # The clip, what of it is given, and the sample, a strip each.
+  assert picture_size(out) == (8 * 18 + 2, 3 * (18 + 2))
+
+
+@pytest.mark.parametrize(
+  'task', ['predict', 'predict:0', 'predict:8', 'interpolate:4', 'guess:2']
+)
+def test_wrong_tasks(task):
+  with pytest.raises(ValueError, match="--task is 'predict:N' or"):
+    edit.frames_of_task(task, 8)
+
+
+def test_edits_that_do_not_fit(chain, tmp_path):
+  short = clip_file(tmp_path / 'short.mp4', num_frames=5)
+  workdir = f'--workdir={chain}/masked'
+  for args, message in (
+    ([f'--edit={short}'], '--edit goes with --mask or --task'),
+    (['--task=predict:2'], '--edit goes with --mask or --task'),
+    (
+      [f'--edit={short}', '--mask=a', '--task=predict:2'],
+      '--edit goes with --mask or --task',
+    ),
+    (
+      [f'--edit={short}', '--task=predict:2'],
+      'short.mp4 has 5 frames, but data.num_frames = 8',
+    ),
+    (['--edit=nowhere.mp4', '--task=predict:2'], 'nowhere.mp4 cannot be'),
+  ):
+    with pytest.raises(ValueError) as error:
+      command(sample, workdir, *args)
+    assert message in str(error.value)
+    assert 'skip_unreadable' not in str(error.value)
+
+
+def test_a_task_is_of_clips():
+  data = types.SimpleNamespace(num_frames=1)
+  config = types.SimpleNamespace(data=data, model=None)
+  draw = types.SimpleNamespace(config=config, tokenizer=object())
+  with pytest.raises(ValueError, match='--task is of clips'):
+    sample.edit_columns(draw, 'a.png', None, 'predict:2')
