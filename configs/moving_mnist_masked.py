@@ -1,11 +1,13 @@
 """Masked video ELT on the tokens of moving digits, on the CPU.
 
-    make video         (or, with the tokens in runs/moving_mnist_tokens)
     python -m elt_jax.train --config=configs/moving_mnist_masked.py \\
         --workdir=runs/moving_mnist_masked
     python -m elt_jax.evaluate --workdir=runs/moving_mnist_masked --num=500
     python -m elt_jax.sample --workdir=runs/moving_mnist_masked \\
         --loops=1,2,3 --num=10 --out=clips.gif
+
+The tokens are those of configs/moving_mnist_tokenizer.py, 256 a clip. Two CPU
+cores: 1.3 seconds a step. Its settings are not tuned yet.
 """
 
 import ml_collections

@@ -1,7 +1,7 @@
 """Masked ELT on UCF-101: class-conditional video, the paper's main result.
 
     python -m elt_jax.tokenize --workdir=runs/ucf101_tokenizer \\
-        --source=ucf101:/data/ucf101 --out=data/ucf101_tokens
+        --ucf_split=all --out=data/ucf101_tokens
     python -m elt_jax.train --config=configs/ucf101_masked.py:6Nx4L \\
         --workdir=runs/ucf101_6Nx4L
     python -m elt_jax.sample --workdir=runs/ucf101_6Nx4L --loops=1,2,4,6 \\
@@ -19,7 +19,7 @@ this code yet; the paper (arXiv 2604.09168, Table 4) reports, unguided:
 6Nx6L trains as 6Nx4L does, L_max 4, and differs in its 24 sampling steps; its
 six loops are asked for with --loops=6, as the paper samples beyond L_max. 76M
 counts the transformer layers of 6Nx4L alone (75.6M). 306M is all of 24N: its
-layers are 302.3M, token table, positions and head 3.2M.
+layers are 302.3M, token table, positions and head 3.3M.
 
 Given by the paper: width, depth, loops, tokens, codebook, steps, no guidance,
 270 epochs, and all 13,320 clips, test clips too. Guesses, after its image

@@ -6,7 +6,7 @@
         --config.tokenizer.perceptual_weights=/data/vgg16.safetensors \\
         [--config.tokenizer.inflate_from=runs/imagenet128_tokenizer]
     python -m elt_jax.tokenize --workdir=runs/ucf101_tokenizer \\
-        --out=data/ucf101_tokens
+        --ucf_split=all --out=data/ucf101_tokens
 
 /data/ucf101 holds UCF-101/ and ucfTrainTestlist/, as unpacked. Variants: B, 64
 filters and batch 128 over 500 epochs; L, 128 filters and batch 256 over 2,000.

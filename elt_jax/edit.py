@@ -54,22 +54,29 @@ def read_clip(path: str | pathlib.Path, config: Any) -> np.ndarray:
     raise e.__cause__ from None
 
 
-def frames_of_task(task: str, num_frames: int) -> np.ndarray:
+def frames_of_task(task: str, num_frames: int, of_token: int) -> np.ndarray:
   """bool [f], True for the frames that a task draws.
 
   'predict:4' keeps the first four frames, 'interpolate:4' the first and the
   last four.
 
+  Args:
+    task: as above.
+    num_frames: f.
+    of_token: frames that a token covers.
+
   Raises:
-    ValueError: on another task, or if it keeps or draws no frame.
+    ValueError: on another task, if it keeps or draws no frame, or if a token
+      would be of both kinds.
   """
   name, _, number = task.partition(':')
   given = int(number) if number.isdecimal() else 0
   kept = {'predict': given, 'interpolate': 2 * given}.get(name, 0)
-  if not 0 < kept < num_frames:
+  if not 0 < kept < num_frames or given % of_token:
     raise ValueError(
       f"--task is 'predict:N' or 'interpolate:N', with N given frames (at "
-      f'either end) and some of {num_frames} left to draw; got {task!r}.'
+      f'either end), a multiple of the {of_token} that a token covers, and '
+      f'some of {num_frames} left to draw; got {task!r}.'
     )
   drawn = np.ones(num_frames, bool)
   drawn[:given] = False

@@ -173,7 +173,8 @@ def edit_columns(
   else:
     whole = edit.read_image(file, d.image_size, d.num_channels)
   if task:
-    drawn = edit.frames_of_task(task, d.num_frames)
+    of_token = d.num_frames // draw.tokenizer.grid[0]
+    drawn = edit.frames_of_task(task, d.num_frames, of_token)
     given = edit.fill_frames(whole, drawn)
     hidden = np.broadcast_to(drawn[:, None, None], whole.shape[:-1])
   else:
@@ -226,8 +227,9 @@ def _check(args: flags.FlagValues) -> None:
   for name in ('num', 'scale'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')
-  if not 1 <= args.fps <= 50:  # Browsers slow faster .gif files down.
-    raise ValueError(f'--fps must be in 1..50, got {args.fps}.')
+  fastest = 50 if args.out.endswith('.gif') else 240  # Browsers slow it down.
+  if not 1 <= args.fps <= fastest:
+    raise ValueError(f'--fps must be in 1..{fastest}, got {args.fps}.')
   ways = sum(way is not None for way in (args.mask, args.task))
   if ways != (args.edit is not None):
     raise ValueError(

@@ -5,9 +5,11 @@
         --out=data/imagenet256_tokens
 
 --workdir is a run of a tokenizer config; its newest moving average encodes
-every split of the data it was trained on, or of --source. --maskgit, in its
-place, is a directory of public MaskGIT checkpoints. The cache holds a copy of
-the tokenizer. Killed and started again, the command goes on where it was.
+every split of the data it was trained on, or of --source; of videos, with
+--ucf_split, --windows and --frame_stride where they are not as in training.
+--maskgit, in its place, is a directory of public MaskGIT checkpoints. The cache
+holds a copy of the tokenizer. Killed and started again, the command goes on
+where it was.
 """
 
 from concurrent import futures
@@ -24,6 +26,10 @@ from elt_jax.data import sources, token_cache
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.interop import maskgit
 from elt_jax.tokenizers.pretrained import Tokenizer
+from elt_jax.validation import validate
+
+# Flags in place of keys of config.data.
+DATA = ('source', 'ucf_split', 'windows', 'frame_stride', 'skip_unreadable')
 
 
 def tokenize(
@@ -85,9 +91,9 @@ def main(args: flags.FlagValues) -> None:
     _, _, tokenizer = maskgit.load(path)
   else:
     tokenizer, _ = sample.load_tokenizer(cli.workdir(args))
-  if args.source:
-    with tokenizer.config.unlocked():
-      tokenizer.config.data.source = args.source
+  data = {key: args[key].value for key in DATA if args[key].value is not None}
+  tokenizer.config.data.update(data)
+  validate(tokenizer.config)
   metadata = tokenize(tokenizer, out, args.batch_size, args.examples_per_shard)
   print(
     f'{out}: {metadata["examples"]} examples, grid {metadata["grid"]}, '
@@ -100,11 +106,18 @@ def _define(values: flags.FlagValues) -> None:
     'workdir', None, 'A trained tokenizer.', flag_values=values
   )
   cli.add_maskgit(values)
-  flags.DEFINE_string(
+  string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  string(
     'source',
     None,
     "Data to encode, as in data.source; default: the tokenizer's own.",
     flag_values=values,
+  )
+  string('ucf_split', None, 'As data.ucf_split.', flag_values=values)
+  integer('windows', None, 'As data.windows.', flag_values=values)
+  integer('frame_stride', None, 'As data.frame_stride.', flag_values=values)
+  flags.DEFINE_boolean(
+    'skip_unreadable', None, 'As data.skip_unreadable.', flag_values=values
   )
   flags.DEFINE_string('out', None, 'Directory to write.', flag_values=values)
   flags.DEFINE_integer(

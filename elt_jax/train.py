@@ -163,11 +163,16 @@ def from_images(
 ) -> train_state.TrainState:
   """A state at step 0 with the weights of a tokenizer of images, inflated."""
   tokenizer, step = sample.load_tokenizer(t.inflate_from)
+  if (frames := tokenizer.config.data.num_frames) != 1:
+    raise ValueError(
+      f'tokenizer.inflate_from = {t.inflate_from} is a tokenizer of clips of '
+      f'{frames} frames; expected one of images.'
+    )
   weights = inflate(tokenizer.params, state.params, t.inflate)
   log.info('Inflated %s, step %d (%s).', t.inflate_from, step, t.inflate)
-  # Each a copy of its own: the step donates both.
+  # Each of its own memory: the step donates both.
   params, ema = (
-    jax.device_put(old | weights, place)
+    jax.device_put(old | jax.tree.map(np.copy, weights), place)
     for old, place in (
       (state.params, shardings.params),
       (state.ema, shardings.ema),

@@ -185,10 +185,13 @@ def silent(path):
   [
     ('short.avi', lambda path: write(path, 9), 'has 9 frames, .*= 3 take 10'),
     ('short.gif', lambda path: write(path, 1), 'has 1 frames'),
-    ('junk.avi', lambda path: path.write_bytes(b'?' * 999), 'Invalid data'),
+    (
+      'junk.avi',
+      lambda path: path.write_bytes(b'?' * 999),
+      'cannot be decoded',
+    ),
     ('empty.mp4', lambda path: path.write_bytes(b''), 'cannot be decoded'),
     ('headless.mp4', headless, 'cannot be decoded'),
-    ('gone.mp4', lambda path: None, 'No such file'),
     ('silent.mkv', silent, 'has no video'),
     ('foreign.avi', foreign, 'has no video that FFmpeg decodes'),
     ('enormous.gif', enormous, 'unknown or enormous size'),
@@ -202,6 +205,17 @@ def test_what_cannot_be_read_is_named(tmp_path, name, make, message):
     source(tmp_path / name, stride=3)[0]
   assert str(tmp_path / name) in str(error.value)
   assert 'set data.skip_unreadable=True' in str(error.value)
+
+
+@pytest.mark.parametrize('skip', [True, False])
+def test_a_file_that_is_gone_is_no_damaged_file(tmp_path, skip):
+  """Passed over, it would make clips depend on when it went."""
+  there = write(tmp_path / 'a.avi', 12)
+  clip = source(there, tmp_path / 'gone.avi', skip_unreadable=skip)
+  assert len(clip) == 2 and clip[0]['image'].any()
+  with pytest.raises(FileNotFoundError, match='gone.avi'):
+    clip[1]
+  assert not clip.unreadable
 
 
 @pytest.fixture

@@ -37,21 +37,26 @@ def blocks(n=6, **options):
 @pytest.mark.parametrize('size,side', [(32, 14), (64, 28)])
 def test_digits_move_straight_and_are_reflected(size, side):
   source = blocks(size=size, num_frames=40)
-  free = size - side
+  free, hits = size - side, 0
   for i in range(len(source)):
     at = corners(source[i]['image'], side)
     assert at.min() >= 0 and at.max() <= free
     steps = np.diff(at, axis=0)
-    # The pace, up to rounding and where a wall cuts a step short.
-    assert np.abs(steps).max() <= np.ceil(SPEED * free) + 1
-    away = steps[(at[1:] > 0).all(1) & (at[1:] < free).all(1)]
-    turns = (np.sign(away[1:]) * np.sign(away[:-1]) < 0).sum(0)
-    # In 40 frames at a tenth of the path, an axis turns at most four times.
-    assert (turns <= 4).all()
-  # The speed is SPEED of the free path in any direction: one run to a wall.
-  at = corners(blocks(n=1, size=size, num_frames=4, seed=3)[0]['image'], side)
-  length = np.linalg.norm(at[3] - at[0]) / 3
-  assert length <= SPEED * free + 1
+    # Three steps between walls: straight, and as long as SPEED says.
+    for k in range(len(steps) - 2):
+      inside = at[k : k + 4]
+      if inside.min() <= SPEED * free or inside.max() >= (1 - SPEED) * free:
+        continue
+      assert np.abs(steps[k : k + 3] - steps[k]).max() <= 1
+      length = np.linalg.norm(inside[3] - inside[0]) / 3
+      np.testing.assert_allclose(length, SPEED * free, atol=0.5)
+    # A way turns only where a wall is within a step.
+    signs = np.sign(steps)
+    for k, axis in np.argwhere(signs[1:] * signs[:-1] < 0):
+      hits += 1
+      beside = at[k + 1, axis]
+      assert min(beside, free - beside) <= np.ceil(SPEED * free)
+  assert hits > 10
 
 
 def test_half_size_digits_are_means_of_the_full_ones():
@@ -100,13 +105,13 @@ def test_two_digits_have_the_class_of_the_pair():
     assert str(i // 3) in names[example['label']]
 
 
-def test_training_sees_new_motions_on_any_number_of_hosts_and_threads():
+def test_training_sees_new_motions_on_any_number_of_hosts():
   config = video_config()
   source = sources.load_source(config, 'train')
   whole = pipeline.build_dataset(config, source)
   epoch = len(source) // 8
   # The same digits move otherwise in the next epoch.
-  fixed = {source[i]['image'].tobytes() for i in range(200)}
+  fixed = {source[i]['image'].tobytes() for i in range(len(source))}
   clips = itertools.chain(*(whole[k]['image'] for k in (0, 1, epoch)))
   drawn = {clip.tobytes() for clip in clips}
   assert len(drawn) == 24 and not fixed & drawn
@@ -137,8 +142,8 @@ def test_a_batch_of_one_can_be_trained_on():
 @pytest.mark.parametrize(
   'changes,message',
   [
-    ({'image_size': 48}, 'side (32, 64) and one or two digits, got'),
-    ({'source': 'moving_mnist:3'}, 'got data.image_size = 32 and 3 digits'),
+    ({'image_size': 48}, 'side (32, 64), got data.image_size = 48'),
+    ({'source': 'moving_mnist:3'}, "got 'moving_mnist:3'"),
     ({'source': 'moving_mnist:two'}, "got 'moving_mnist:two'"),
     ({'source': 'moving_mnist:2'}, 'has 55 classes, data.num_classes is 10'),
     ({'num_frames': 1}, 'examples of shape (1, 32, 32, 1)'),

@@ -115,4 +115,10 @@ def test_the_ablation_overrides_are_valid_configs(runner):
     config.update_from_flattened_dict(entry['overrides'])
     validate(config)
     names.append(entry['name'])
-  assert names == ['ilsd', 'vanilla', 'deep_supervision', 'unlooped']
+  assert names == [
+    'ilsd',
+    'random_depth',
+    'vanilla',
+    'deep_supervision',
+    'unlooped',
+  ]

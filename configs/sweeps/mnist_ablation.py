@@ -1,10 +1,10 @@
-"""What trains the exits: ILSD, vanilla looping, deep supervision, no looping.
+"""What trains the exits: ILSD, at a random depth too, or not; no looping.
 
     python launch/sweep.py --sweep=configs/sweeps/mnist_ablation.py \\
         --workdir=runs/ablation
 
-Four runs of configs/mnist_diffusion.py at equal compute per step: the looped
-models apply 2 layers 4 times, the unlooped one has 8 layers of its own.
+Five runs of configs/mnist_diffusion.py: the looped models apply 2 layers 4
+times (2 to 4 times at random depth), the unlooped one has 8 layers of its own.
 """
 
 CONFIG = 'configs/mnist_diffusion.py'
@@ -16,6 +16,7 @@ def get_sweep() -> list[dict]:
   """One {'name', 'overrides'[, 'loops']} per run."""
   return [
     {'name': 'ilsd', 'overrides': {'objective.exits': 'ilsd'}},
+    {'name': 'random_depth', 'overrides': {'objective.randomize_max_loops': 2}},
     {'name': 'vanilla', 'overrides': {'objective.exits': 'none'}},
     {'name': 'deep_supervision', 'overrides': {'objective.exits': 'all'}},
     {

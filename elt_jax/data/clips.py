@@ -152,6 +152,9 @@ class ClipSource:
         found = decoded  # All there are: some packets gave no frame.
     # Titles that are not UTF-8 do not open, before PyAV 19.
     except (av.FFmpegError, UnicodeDecodeError) as e:
+      # A file that is gone, or a machine in trouble, says nothing of the video.
+      if isinstance(e, OSError | MemoryError):
+        raise
       raise ValueError(f'{path} cannot be decoded: {e}.') from e
     raise ValueError(
       f'{path} has {found} frames, but data.num_frames = {self._num_frames} '

@@ -53,12 +53,12 @@ class MovingDigits:
       seed: of those motions.
 
     Raises:
-      ValueError: on another size or number of digits.
+      ValueError: on another size.
     """
-    if size not in SIZES or digits not in (1, 2):
+    if size not in SIZES:
       raise ValueError(
-        f'Moving MNIST has frames of side {SIZES} and one or two digits, got '
-        f'data.image_size = {size} and {digits} digits.'
+        f'Moving MNIST has frames of side {SIZES}, got data.image_size = '
+        f'{size}.'
       )
     if size == 32:  # Halved: the mean of 2 x 2 pixels.
       blocks = images.reshape(-1, 14, 2, 14, 2, 1)

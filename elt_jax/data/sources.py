@@ -150,8 +150,8 @@ def mnist(split: str, size: int = 28) -> ArraySource:
 def moving_mnist(config: Any, split: str) -> MovingDigits:
   """Clips of the digits of `mnist`; see `data.moving_mnist`."""
   d = config.data
-  digits = d.source.removeprefix('moving_mnist').removeprefix(':') or '1'
-  if not digits.isdecimal():
+  digits = {'moving_mnist': 1, 'moving_mnist:2': 2}.get(d.source)
+  if digits is None:
     raise ValueError(
       f"data.source is 'moving_mnist' or 'moving_mnist:2', got {d.source!r}."
     )
@@ -159,7 +159,7 @@ def moving_mnist(config: Any, split: str) -> MovingDigits:
     *_mnist_split(split),
     d.image_size,
     d.num_frames,
-    int(digits),
+    digits,
     d.windows,
     seed=SPLITS.index(split),
   )

@@ -50,10 +50,15 @@ def describe(
     counts: split -> examples.
     per_shard: examples of a shard, but for the last of a split.
   """
-  return {
+  d = tokenizer.config.data
+  of_clips = {}
+  if d.num_frames > 1:
+    names = ('frame_stride', 'windows', 'ucf_split', 'skip_unreadable')
+    of_clips = {name: d[name] for name in names}
+  return of_clips | {
     'format': FORMAT,
     'tokenizer': tokenizer.fingerprint,
-    'source': tokenizer.config.data.source,
+    'source': d.source,
     'grid': list(tokenizer.grid),
     'codebook_size': tokenizer.config.tokenizer.codebook_size,
     'num_classes': len(class_names),
@@ -83,9 +88,9 @@ def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
       continue
     there = _read_json(directory / name)
     differ = [
-      f'{key}: {there[key]!s:.60} there, {metadata[key]!s:.60} here'
+      f'{key}: {there.get(key)!s:.60} there, {metadata[key]!s:.60} here'
       for key in metadata
-      if there[key] != metadata[key]
+      if there.get(key) != metadata[key]
     ]
     if differ:
       raise ValueError(

@@ -78,7 +78,8 @@ class C3D(nn.Module):
   def __call__(self, x: Array) -> tuple[Array, Array]:
     """[b, f, h, w, c] in [-1, 1] -> (features [b, 84], logits [b, classes])."""
     b, f, h, w, c = x.shape
-    x = jnp.pad(x, ((0, 0), (0, -f % 4), (0, 0), (0, 0), (0, 0)))
+    fill = ((0, 0), (0, -f % 4), (0, 0), (0, 0), (0, 0))
+    x = jnp.pad(x, fill, 'edge')
     x = x.reshape(b, -1, 4, h, w, c).transpose(0, 1, 3, 4, 2, 5)
     x = x.reshape(-1, h, w, 4 * c)
     x = nn.relu(nn.Conv(16, (5, 5), strides=2)(x))
@@ -155,7 +156,10 @@ def _train(
   model: nn.Module, recipe: dict[str, Any], source: ArraySource
 ) -> Any:
   """Adam with a one-cycle schedule, on batches shifted by a few pixels."""
-  images, labels = jnp.asarray(source.images), jnp.asarray(source.labels)
+  images, labels = (
+    jnp.asarray(to_unit_range(source.images)),
+    jnp.asarray(source.labels),
+  )
   n, batch_size = len(labels), min(recipe['batch_size'], len(labels))
   per_epoch = n // batch_size
   num_steps = recipe['epochs'] * per_epoch
@@ -163,8 +167,7 @@ def _train(
     optax.cosine_onecycle_schedule(num_steps, recipe['peak_learning_rate'])
   )
   key = jax.random.key(recipe['seed'])
-  example = to_unit_range(images[:1])
-  params = nn.unbox(model.init(key, example)['params'])
+  params = nn.unbox(model.init(key, images[:1])['params'])
 
   def loss_fn(params: Any, x: Array, y: Array) -> Array:
     _, logits = model.apply({'params': params}, x)
@@ -176,7 +179,7 @@ def _train(
     shift = jax.random.randint(
       jax.random.fold_in(key, i), (2,), -limit, limit + 1
     )
-    x = jnp.roll(to_unit_range(images[index]), shift, (-3, -2))
+    x = jnp.roll(images[index], shift, (-3, -2))
     grads = jax.grad(loss_fn)(params, x, labels[index])
     updates, opt_state = optimizer.update(grads, opt_state)
     return optax.apply_updates(params, updates), opt_state

@@ -76,7 +76,7 @@ class Sweep:
       try:
         report = json.loads(self._path.read_text())
         self.recipe, self.rows = report['recipe'], report['rows']
-        _ = self.recipe['quality']  # What the rows are measured by.
+        _ = self.recipe['quality']  # Older versions did not name it.
       except (json.JSONDecodeError, KeyError, TypeError) as e:
         raise ValueError(
           f'{self._path} is no report of a frontier ({e!r}): move it away.'

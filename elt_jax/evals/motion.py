@@ -15,6 +15,7 @@ nothing moves; frames in random order and jitter have few, for nothing moves
 on; clips that flicker, fade or change what they show have few, for their frames
 are not alike. Real digits lose the steps at which they turn at a wall, so their
 own measure stands beside every result; two digits that move apart lose most.
+It is made for things on a dark ground, and says little of filmed scenes.
 """
 
 import numpy as np

@@ -9,8 +9,6 @@ from typing import Any
 from flax import traverse_util
 import numpy as np
 
-MODES = ('central', 'average')
-
 
 def inflate(params: Any, like: Any, mode: str) -> Any:
   """Parameters of a tokenizer of clips, from those of a tokenizer of images.

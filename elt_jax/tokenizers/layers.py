@@ -15,9 +15,10 @@ def conv(
   features: int,
   kernel: Sequence[int],
   axes: Axes = (None, 'embed'),
-  **options: Any,
+  use_bias: bool = True,
+  dtype: Any = jnp.float32,
 ) -> nn.Conv:
-  """SAME convolution whose kernel names its (input, output) axes."""
+  """SAME convolution of stride 1; its kernel names (input, output) axes."""
   return nn.Conv(
     features,
     kernel,
@@ -26,7 +27,8 @@ def conv(
       nn.initializers.lecun_normal(), (*[None] * len(kernel), *axes)
     ),
     bias_init=nn.with_partitioning(nn.initializers.zeros_init(), axes[1:]),
-    **options,
+    use_bias=use_bias,
+    dtype=dtype,
   )
 
 

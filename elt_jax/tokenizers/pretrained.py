@@ -183,9 +183,14 @@ def check_shapes(what: str, params: Any, model: Any) -> None:
 
 
 def _fingerprint(config: Any, params: Any) -> str:
-  digest = hashlib.sha256(
-    json.dumps(structure(config), sort_keys=True).encode()
-  )
+  # Keys that came later count where they are used: older fingerprints stay.
+  later = ('tokenizer.patch_size', 'tokenizer.patch_frames')
+  decides = {
+    key: value
+    for key, value in structure(config).items()
+    if key not in later or value != 1
+  }
+  digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   flat = traverse_util.flatten_dict(params, sep='/')
   for name in sorted(flat):
     digest.update(name.encode())
