@@ -40,18 +40,16 @@ def read_clip(path: str | pathlib.Path, config: Any) -> np.ndarray:
     ValueError: naming the file, if it cannot be decoded or is too short.
   """
   d = config.data
+  path = pathlib.Path(path)
   source = ClipSource(
-    [(pathlib.Path(path), 0)],
+    [(path, 0)],
     ['clip'],
     d.num_frames,
     d.image_size,
     d.num_channels,
     d.frame_stride,
   )
-  try:
-    return source[0]['image']
-  except ValueError as e:  # The cause is without advice for whole data sets.
-    raise e.__cause__ from None
+  return source.read(path, place=0.5)
 
 
 def frames_of_task(task: str, num_frames: int, of_token: int) -> np.ndarray:

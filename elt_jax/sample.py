@@ -176,10 +176,10 @@ def edit_columns(
     of_token = d.num_frames // draw.tokenizer.grid[0]
     drawn = edit.frames_of_task(task, d.num_frames, of_token)
     given = edit.fill_frames(whole, drawn)
-    hidden = np.broadcast_to(drawn[:, None, None], whole.shape[:-1])
+    hidden = drawn[:, None, None]
   else:
     given, hidden = whole, edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
-    hidden = np.broadcast_to(hidden, whole.shape[:-1])
+  hidden = np.broadcast_to(hidden, whole.shape[:-1])
   known = edit.known_tokens(draw.tokenizer, given[None], hidden)[0]
   masked = np.where(hidden[..., None], np.uint8(128), whole)
   return known, np.stack([whole, masked])
@@ -281,12 +281,7 @@ def _write(
 ) -> None:
   """Writes uint8 [schedules, n, (f,) h, w, c], as a picture or playing."""
   if out.suffix in video.SUFFIXES:
-    names = [
-      f'L = {schedule.label}'
-      if isinstance(schedule.label, int)
-      else schedule.label
-      for schedule in schedules
-    ]
+    names = [viz.loops_name(schedule.label) for schedule in schedules]
     classes = ['given', 'masked'] if args.edit else []
     classes += [f'class {label}' for label in labels]
     frames = video.side_by_side(rows, names, classes, args.scale)

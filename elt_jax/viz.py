@@ -48,6 +48,11 @@ def versions(samples: np.ndarray) -> np.ndarray:
   return np.concatenate([grid(clip, 1) for clip in samples.swapaxes(0, 1)])
 
 
+def loops_name(label: int | str) -> str:
+  """How rows of loop counts and schedules are headed: 'L = 4', 'mid-peak'."""
+  return f'L = {label}' if isinstance(label, int) else label
+
+
 def save_png(
   path: str | pathlib.Path, picture: np.ndarray, scale: int = 1
 ) -> None:
@@ -149,10 +154,8 @@ def _strips(figure: Any, labels: list[int | str], pictures: np.ndarray) -> None:
     strip.imshow(grid(images, columns, pad=1), interpolation='nearest')
     strip.set_xticks([])
     strip.set_yticks([])
-    name = f'L = {label}' if isinstance(label, int) else label
-    strip.set_ylabel(
-      name.replace(':', '\n'), rotation=0, ha='right', va='center', fontsize=9
-    )
+    name = loops_name(label).replace(':', '\n')
+    strip.set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
 
 
 def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:

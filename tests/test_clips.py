@@ -280,13 +280,13 @@ def test_a_file_found_unreadable_twice_at_once_is_counted_once(
   damaged, caplog, monkeypatch
 ):
   clip = source(*damaged[:3], skip_unreadable=True)
-  read, both = clip._read, threading.Barrier(2, timeout=10)
+  read, both = clip.read, threading.Barrier(2, timeout=10)
 
   def together(path, place):
     both.wait()
     return read(path, place)
 
-  monkeypatch.setattr(clip, '_read', together)
+  monkeypatch.setattr(clip, 'read', together)
   with futures.ThreadPoolExecutor(2) as pool:
     examples = list(pool.map(clip.__getitem__, (0, 0)))
   assert [example['label'] for example in examples] == [2, 2]

@@ -67,16 +67,16 @@ def test_patches_take_the_place_of_strides():
   model = build_model(validate(config))
   assert model.grid == vqgan.token_grid(config) == (1, 4, 4)
   x = np.random.default_rng(0).random((2, 4, 6, 8, 3), np.float32)
-  deep = vqgan.space_to_depth(x, (2, 3, 4))
+  deep = layers.space_to_depth(x, (2, 3, 4))
   assert deep.shape == (2, 2, 2, 2, 72)
   # A position's channels are the pixels of its patch, frame by frame.
   np.testing.assert_array_equal(
     deep[1, 1, 0, 1], x[1, 2:4, 0:3, 4:8].reshape(-1)
   )
-  np.testing.assert_array_equal(vqgan.depth_to_space(deep, (2, 3, 4)), x)
+  np.testing.assert_array_equal(layers.depth_to_space(deep, (2, 3, 4)), x)
   images = x[:, 0]
-  there = vqgan.space_to_depth(images, (3, 2))
-  np.testing.assert_array_equal(vqgan.depth_to_space(there, (3, 2)), images)
+  there = layers.space_to_depth(images, (3, 2))
+  np.testing.assert_array_equal(layers.depth_to_space(there, (3, 2)), images)
   config.tokenizer.patch_frames = 3
   with pytest.raises(ValueError, match='= 4 must be a multiple of 3'):
     validate(config)

@@ -104,7 +104,7 @@ class ClipSource:
       # One passed over before is tried again: a file may be damaged for some
       # windows only, and what the clip is must not depend on earlier ones.
       try:
-        return {'image': self._read(path, place), 'label': np.int32(label)}
+        return {'image': self.read(path, place), 'label': np.int32(label)}
       except ValueError as e:
         if not self._skip:
           raise ValueError(
@@ -129,7 +129,7 @@ class ClipSource:
         len(self._videos),
       )
 
-  def _read(self, path: pathlib.Path, place: float) -> np.ndarray:
+  def read(self, path: pathlib.Path, place: float) -> np.ndarray:
     """uint8 [f, h, w, c]: the window at `place`, from 0 to below 1.
 
     A function of the file and its arguments alone, or threads would differ.

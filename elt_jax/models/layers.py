@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elt_jax.tokenizers.layers import depth_to_space, space_to_depth
+
 Array = jax.Array
 # DiT's initialisation: Xavier uniform over the flattened kernel.
 xavier = nn.initializers.xavier_uniform
@@ -195,19 +197,12 @@ def position_table(grid: tuple[int, int, int], width: int) -> np.ndarray:
 
 def patchify(x: Array, patch: tuple[int, int, int]) -> Array:
   """[b, f, h, w, c] -> [b, s, pf*ph*pw*c], tokens in (f, h, w) order."""
-  b, f, h, w, c = x.shape
-  pf, ph, pw = patch
-  x = x.reshape(b, f // pf, pf, h // ph, ph, w // pw, pw, c)
-  x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-  return x.reshape(b, -1, pf * ph * pw * c)
+  deep = space_to_depth(x, patch)
+  return deep.reshape(len(x), -1, deep.shape[-1])
 
 
 def unpatchify(
   tokens: Array, grid: tuple[int, int, int], patch: tuple[int, int, int]
 ) -> Array:
   """The inverse of `patchify`: [b, s, pf*ph*pw*c] -> [b, f, h, w, c]."""
-  (f, h, w), (pf, ph, pw) = grid, patch
-  b, channels = tokens.shape[0], tokens.shape[-1] // (pf * ph * pw)
-  x = tokens.reshape(b, f, h, w, pf, ph, pw, channels)
-  x = x.transpose(0, 1, 4, 2, 5, 3, 6, 7)
-  return x.reshape(b, f * pf, h * ph, w * pw, channels)
+  return depth_to_space(tokens.reshape(len(tokens), *grid, -1), patch)

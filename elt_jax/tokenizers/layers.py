@@ -1,4 +1,4 @@
-"""Flax's layers with their parameters' axes named for sharding."""
+"""Flax's layers with their parameters' axes named for sharding; patches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -89,3 +89,24 @@ def dense(features: int, axes: Axes, dtype: Any) -> nn.Dense:
     kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), axes),
     bias_init=nn.with_partitioning(nn.initializers.zeros_init(), axes[1:]),
   )
+
+
+def space_to_depth(x: Array, patch: Sequence[int]) -> Array:
+  """[b, (f,) h, w, c] -> [b, (f/pf,) h/ph, w/pw, (pf) ph pw c]."""
+  b, *sides, c = x.shape
+  split = [n for side, p in zip(sides, patch) for n in (side // p, p)]
+  x = x.reshape(b, *split, c)
+  outer, inner = range(1, x.ndim - 1, 2), range(2, x.ndim - 1, 2)
+  x = x.transpose(0, *outer, *inner, x.ndim - 1)
+  return x.reshape(*x.shape[: len(sides) + 1], -1)
+
+
+def depth_to_space(x: Array, patch: Sequence[int]) -> Array:
+  """The inverse of `space_to_depth`."""
+  b, *sides, _ = x.shape
+  x = x.reshape(b, *sides, *patch, -1)
+  n = len(sides)
+  pairs = [axis for i in range(1, n + 1) for axis in (i, i + n)]
+  x = x.transpose(0, *pairs, x.ndim - 1)
+  whole = [side * p for side, p in zip(sides, patch)]
+  return x.reshape(b, *whole, -1)

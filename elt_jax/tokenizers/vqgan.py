@@ -18,7 +18,12 @@ import jax.numpy as jnp
 
 from elt_jax.config import sample_shape
 from elt_jax.tokenizers.discriminator import Discriminator
-from elt_jax.tokenizers.layers import conv, group_norm
+from elt_jax.tokenizers.layers import (
+  conv,
+  depth_to_space,
+  group_norm,
+  space_to_depth,
+)
 
 Array = jax.Array
 Strides = tuple[tuple[int, ...], ...]
@@ -128,31 +133,6 @@ class Decoder(nn.Module):
     channels = self.channels * math.prod(self.patch)
     x = conv(channels, kernel, ('embed', None), dtype=self.dtype)(x)
     return depth_to_space(x, self.patch)
-
-
-def space_to_depth(x: Array, patch: tuple[int, ...]) -> Array:
-  """[b, (f,) h, w, c] -> [b, (f/pf,) h/ph, w/pw, (pf) ph pw c]."""
-  if math.prod(patch) == 1:
-    return x
-  b, *sides, c = x.shape
-  split = [n for side, p in zip(sides, patch) for n in (side // p, p)]
-  x = x.reshape(b, *split, c)
-  outer, inner = range(1, x.ndim - 1, 2), range(2, x.ndim - 1, 2)
-  x = x.transpose(0, *outer, *inner, x.ndim - 1)
-  return x.reshape(*x.shape[: len(sides) + 1], -1)
-
-
-def depth_to_space(x: Array, patch: tuple[int, ...]) -> Array:
-  """The inverse of `space_to_depth`."""
-  if math.prod(patch) == 1:
-    return x
-  b, *sides, _ = x.shape
-  x = x.reshape(b, *sides, *patch, -1)
-  n = len(sides)
-  pairs = [axis for i in range(1, n + 1) for axis in (i, i + n)]
-  x = x.transpose(0, *pairs, x.ndim - 1)
-  whole = [side * p for side, p in zip(sides, patch)]
-  return x.reshape(b, *whole, -1)
 
 
 def distances(z: Array, codebook: Array) -> Array:
