@@ -6,9 +6,10 @@
     python -m elt_jax.tokenize --workdir=runs/moving_mnist_tokenizer \\
         --out=runs/moving_mnist_tokens
 
-Two CPU cores: 9 minutes. Expect, on the 1,000 held-out clips, a PSNR of 23.2
-dB with all 512 codes in use and a motion of 0.92 (0.89 of the originals):
-digits can be read, most of them, and are not sharp. Black clips are at 17.4 dB.
+Two CPU cores: 0.2 seconds a step. Expect, on the 1,000 held-out clips, a PSNR
+of 23.2 dB with all 512 codes in use and a motion of 0.92 (0.89 of the
+originals): digits can be read, most of them, and are not sharp. Black clips are
+at 17.4 dB.
 """
 
 import ml_collections
