@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv quickstart masked test lint format bench ablation
+.PHONY: venv quickstart masked video test lint format bench ablation
 
 venv: $(READY)
 
@@ -35,6 +35,20 @@ masked: venv
 	  --workdir=runs/mnist_masked
 	$(BIN)/python -m elt_jax.evaluate --workdir=runs/mnist_masked \
 	  --loops=1,2,3,4,6 --num=500
+
+# The same of clips of moving digits: runs/moving_mnist_*/.
+video: venv
+	$(BIN)/python -m elt_jax.train --config=configs/moving_mnist_tokenizer.py \
+	  --workdir=runs/moving_mnist_tokenizer
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/moving_mnist_tokenizer
+	$(BIN)/python -m elt_jax.tokenize --workdir=runs/moving_mnist_tokenizer \
+	  --out=runs/moving_mnist_tokens
+	$(BIN)/python -m elt_jax.train --config=configs/moving_mnist_masked.py \
+	  --workdir=runs/moving_mnist_masked
+	$(BIN)/python -m elt_jax.evaluate --workdir=runs/moving_mnist_masked \
+	  --loops=1,2,3,4,6 --num=500
+	$(BIN)/python -m elt_jax.sample --workdir=runs/moving_mnist_masked \
+	  --loops=1,2,3 --num=10 --scale=3 --out=runs/moving_mnist_masked/loops.gif
 
 test: venv
 	$(BIN)/python -m pytest -n auto --dist worksteal

@@ -70,6 +70,7 @@ def get_base() -> ml_collections.ConfigDict:
   # Its shape; a masked model has those of the tokenizer that made its tokens.
   z.patch_size = 1  # pixels of a side that enter as channels, to be faster
   z.patch_frames = 1  # and frames
+  z.local_encoder = False  # a token depends on its own pixels alone
   z.filters = 128  # width of the first level
   z.channel_multipliers = (1, 1, 2, 2, 4)  # levels; each but the last halves
   z.temporal_downsample = ()  # video: whether each halving halves frames too

@@ -1,4 +1,4 @@
-"""A tokenizer of moving digits: 16 x 32 x 32 pixels to 4 x 8 x 8 tokens.
+"""A tokenizer of moving digits: 16 x 32 x 32 pixels to 4 x 4 x 4 tokens.
 
     python -m elt_jax.train --config=configs/moving_mnist_tokenizer.py \\
         --workdir=runs/moving_mnist_tokenizer
@@ -6,10 +6,10 @@
     python -m elt_jax.tokenize --workdir=runs/moving_mnist_tokenizer \\
         --out=runs/moving_mnist_tokens
 
-Two CPU cores: 0.2 seconds a step. Expect, on the 1,000 held-out clips, a PSNR
-of 23.2 dB with all 512 codes in use and a motion of 0.92 (0.89 of the
-originals): digits can be read, most of them, and are not sharp. Black clips are
-at 17.4 dB.
+Two CPU cores: 6.3 minutes. Expect, of the 1,000 held-out clips, a PSNR of
+17.5 dB, 0.93 classified right (0.97 of the originals; of single frames 0.87 and
+0.96) and a motion of 0.97 (0.91): digits can be read, and are not sharp. The
+encoder is local, so black cells are one code; the others use about 380.
 """
 
 import ml_collections
@@ -35,10 +35,12 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.tokenizer.update(
     {
-      # A token's 4 x 4 x 4 pixels are its channels: on a CPU, wide layers at
-      # few positions are fast, and narrow ones at many are slow.
-      'patch_size': 4,
+      # The strides of MAGVIT, at once: a token's 4 x 8 x 8 pixels are its
+      # channels. On a CPU, wide layers at few positions are fast, and narrow
+      # ones at many are slow.
+      'patch_size': 8,
       'patch_frames': 4,
+      'local_encoder': True,
       'filters': 64,
       'channel_multipliers': (1,),
       'num_res_blocks': 1,
@@ -58,6 +60,6 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       'ema_decay': 0.98,
     }
   )
-  c.train.update({'num_steps': 2600, 'batch_size': 4, 'log_every_steps': 50})
-  c.checkpoint.every_steps = 1300
+  c.train.update({'num_steps': 3600, 'batch_size': 8, 'log_every_steps': 50})
+  c.checkpoint.every_steps = 1800
   return c

@@ -128,7 +128,7 @@ def elastic_figure(
       right.plot(x[constant], y[constant], '^:', color='tab:green')
       right.plot(x[~constant], y[~constant], '^', mfc='none', color='tab:green')
       right.axhline(recipe['motion_of_data'], color='tab:green', ls=':', lw=1)
-      right.set_ylabel('class accuracy; motion (green; dotted: real data)')
+      right.set_ylabel('class accuracy\nmotion (green; dotted: real data)')
   axes[0].set_xticks(loops[constant])
   trained = recipe['max_loops_in_training']
   if max(loops) > trained:

@@ -7,7 +7,7 @@ import pytest
 
 from configs.base import get_base
 from elt_jax.data import pipeline, sources
-from elt_jax.data.moving_mnist import SPEED, MovingDigits, class_names
+from elt_jax.data.moving_mnist import SPEED, MovingDigits, boxed, class_names
 from elt_jax.validation import validate
 
 
@@ -31,10 +31,12 @@ def corners(clip, side):
 def blocks(n=6, **options):
   """Digits that are full squares, so that every place can be read off."""
   images = np.full((n, 28, 28, 1), 255, np.uint8)
+  if options['size'] == 32:
+    images = np.pad(images[:, :20, :20], ((0, 0), (5, 3), (2, 6), (0, 0)))
   return MovingDigits(images, np.arange(n) % 10, **options)
 
 
-@pytest.mark.parametrize('size,side', [(32, 14), (64, 28)])
+@pytest.mark.parametrize('size,side', [(32, 20), (64, 28)])
 def test_digits_move_straight_and_are_reflected(size, side):
   source = blocks(size=size, num_frames=40)
   free, hits = size - side, 0
@@ -59,17 +61,31 @@ def test_digits_move_straight_and_are_reflected(size, side):
   assert hits > 10
 
 
-def test_half_size_digits_are_means_of_the_full_ones():
+def test_small_clips_hold_the_ink_as_it_is():
   rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (3, 28, 28, 1), np.uint8)
-  source = MovingDigits(images, np.array([4, 5, 6]), size=32, num_frames=1)
+  images = np.zeros((3, 28, 28, 1), np.uint8)
+  for image, (h, w, y, x) in zip(
+    images, [(20, 20, 8, 0), (17, 6, 3, 9), (1, 1, 27, 27)]
+  ):
+    image[y : y + h, x : x + w] = rng.integers(1, 256, (h, w, 1), np.uint8)
+    box = boxed(image)[..., 0]
+    before, after = (20 - h) // 2, (20 - w) // 2
+    np.testing.assert_array_equal(
+      box[before : before + h, after : after + w],
+      image[y : y + h, x : x + w, 0],
+    )
+    assert box.astype(int).sum() == image.astype(int).sum()
+  source = MovingDigits(images, np.array([4, 5, 6]), size=32, num_frames=2)
   for i, image in enumerate(images):
-    clip = source[i]['image'][0, ..., 0]
-    rows, columns = (np.flatnonzero(clip.any(a)) for a in (1, 0))
-    found = clip[rows[0] : rows[0] + 14, columns[0] : columns[0] + 14]
-    want = image.reshape(14, 2, 14, 2).mean((1, 3))
-    np.testing.assert_allclose(found, want, atol=0.5)
+    for frame in source[i]['image']:
+      np.testing.assert_array_equal(
+        np.sort(frame[frame > 0]), np.sort(image[image > 0])
+      )
     assert source[i]['label'] == source.labels[i] == [4, 5, 6][i]
+  assert not boxed(np.zeros((28, 28, 1), np.uint8)).any()
+  wide = np.pad(np.full((4, 21, 1), 9, np.uint8), ((0, 24), (0, 7), (0, 0)))
+  with pytest.raises(ValueError, match='20 x 20 pixels of ink, got 4 x 21'):
+    boxed(wide)
 
 
 def test_a_place_is_one_clip_and_a_view_is_another():

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
 from elt_jax.models import build_model
 from elt_jax.tokenizers import layers, vqgan
@@ -52,9 +53,42 @@ def test_patches_take_the_place_of_strides():
   images = x[:, 0]
   there = layers.space_to_depth(images, (3, 2))
   np.testing.assert_array_equal(layers.depth_to_space(there, (3, 2)), images)
+  np.testing.assert_array_equal(layers.patches_to_waves(x, (1, 1, 1)), x)
   config.tokenizer.patch_frames = 3
   with pytest.raises(ValueError, match='= 4 must be a multiple of 3'):
     validate(config)
+
+
+def test_channels_of_a_patch_are_its_weighted_cosines():
+  x = np.random.default_rng(0).random((2, 4, 6, 8, 3), np.float32)
+  waves = layers.patches_to_waves(x, (2, 3, 4))
+  patch = x[1, 2:4, 0:3, 4:8]
+  want = scipy.fft.dctn(patch, axes=(0, 1, 2), norm='ortho')
+  weight = 1 + np.indices((2, 3, 4)).sum(0)[..., None]
+  np.testing.assert_allclose(
+    waves[1, 1, 0, 1], (weight * want).reshape(-1), atol=1e-5
+  )
+  np.testing.assert_allclose(
+    layers.waves_to_patches(waves, (2, 3, 4)), x, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize('local', [True, False])
+def test_a_local_encoder_sees_one_patch(local):
+  config = tokenizer_config()
+  config.data.num_frames = 4
+  config.tokenizer.update({'patch_size': 4, 'patch_frames': 2})
+  config.tokenizer.update({'channel_multipliers': (1,)})
+  config.tokenizer.local_encoder = local
+  model = build_model(validate(config))
+  assert model.grid == (2, 4, 4)
+  x = np.random.default_rng(0).random((1, 4, 16, 16, 1), np.float32)
+  params = initial(model)
+  other = x.copy()
+  other[:, :2, 4:8, 8:12] = 0
+  encode = jax.jit(model.encode)
+  differ = (encode(params, x) != encode(params, other)).any(-1)
+  assert differ[0, 0, 1, 2] and differ.sum() == (1 if local else 32)
 
 
 def clips_config(**tokenizer):

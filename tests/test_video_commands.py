@@ -15,6 +15,7 @@ from tests.commands import picture_size
 SHAPE = {
   'data.image_size': 16,
   'tokenizer.patch_size': 2,
+  'tokenizer.local_encoder': False,
   'tokenizer.filters': 8,
   'tokenizer.channel_multipliers': (1, 1),
   'tokenizer.norm_groups': 4,

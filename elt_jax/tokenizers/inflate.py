@@ -40,8 +40,8 @@ def inflate(params: Any, like: Any, mode: str) -> Any:
       raise ValueError(
         f'tokenizer.inflate_from: {name} is {here or "nothing"} in the '
         f'tokenizer of images, which does not inflate to {there or "nothing"}: '
-        'filters, multipliers, blocks, codes, channels and patch must be the '
-        'same.'
+        'filters, multipliers, blocks, codes, channels, patch and '
+        'local_encoder must be the same.'
       )
   return traverse_util.unflatten_dict(found, sep='/')
 

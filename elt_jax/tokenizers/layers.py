@@ -1,11 +1,14 @@
 """Flax's layers with their parameters' axes named for sharding; patches."""
 
 from collections.abc import Sequence
+import functools
+import math
 from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Axes = tuple[str | None, str | None]
@@ -71,10 +74,14 @@ def conv_by_frames(x: Array, kernel: Array) -> Array:
   return y.reshape(b, f, h, w, d)
 
 
-def group_norm(groups: int, dtype: Any) -> nn.GroupNorm:
-  """GroupNorm of `groups` groups, epsilon 1e-6, statistics in float32."""
+def group_norm(groups: int, dtype: Any, local: bool = False) -> nn.GroupNorm:
+  """GroupNorm of `groups` groups, epsilon 1e-6, statistics in float32.
+
+  They are of all positions of an example or, if `local`, of each by itself.
+  """
   return nn.GroupNorm(
     groups,
+    reduction_axes=-1 if local else None,
     dtype=dtype,
     scale_init=nn.with_partitioning(nn.initializers.ones_init(), ('embed',)),
     bias_init=nn.with_partitioning(nn.initializers.zeros_init(), ('embed',)),
@@ -110,3 +117,44 @@ def depth_to_space(x: Array, patch: Sequence[int]) -> Array:
   x = x.transpose(0, *pairs, x.ndim - 1)
   whole = [side * p for side, p in zip(sides, patch)]
   return x.reshape(b, *whole, -1)
+
+
+def patches_to_waves(x: Array, patch: Sequence[int]) -> Array:
+  """`space_to_depth`, its channels changed to weighted DCT coefficients.
+
+  Natural coordinates of a patch: each wave (the orthonormal DCT-II along every
+  axis) varies on its own, so that Adam, which scales each coordinate by itself,
+  does not learn the mean of every patch long before anything else. The weight
+  1 + k of a wave, k the sum of its frequency indices, makes up for the fine
+  waves' small size. Patches of one pixel are left as they are.
+  """
+  waves, weight = _waves(tuple(patch))
+  deep = space_to_depth(x, patch)
+  channels = deep.reshape(*deep.shape[:-1], len(weight), -1)
+  out = jnp.einsum(
+    'kp,...pc->...kc', waves * weight[:, None], channels, precision='highest'
+  )
+  return out.reshape(deep.shape)
+
+
+def waves_to_patches(x: Array, patch: Sequence[int]) -> Array:
+  """The inverse of `patches_to_waves`."""
+  waves, weight = _waves(tuple(patch))
+  channels = x.reshape(*x.shape[:-1], len(weight), -1)
+  out = jnp.einsum(
+    'kp,...kc->...pc', waves / weight[:, None], channels, precision='highest'
+  )
+  return depth_to_space(out.reshape(x.shape), patch)
+
+
+@functools.cache
+def _waves(patch: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+  """(orthonormal DCT-II [k, p] of the p pixels of a patch, weights [k])."""
+  waves, index = np.ones((1, 1)), np.zeros(1)
+  for n in patch:
+    k, place = np.arange(n)[:, None], np.arange(n) + 0.5
+    along = np.cos(np.pi * k * place / n) * math.sqrt(2 / n)
+    along[0] /= math.sqrt(2)
+    waves = np.kron(waves, along)
+    index = np.add.outer(index, np.arange(n)).reshape(-1)
+  return waves.astype(np.float32), (1 + index).astype(np.float32)

@@ -31,6 +31,7 @@ STRUCTURE = (
   'data.num_frames',
   'tokenizer.patch_size',
   'tokenizer.patch_frames',
+  'tokenizer.local_encoder',
   'tokenizer.filters',
   'tokenizer.channel_multipliers',
   'tokenizer.temporal_downsample',
@@ -184,11 +185,15 @@ def check_shapes(what: str, params: Any, model: Any) -> None:
 
 def _fingerprint(config: Any, params: Any) -> str:
   # Keys that came later count where they are used: older fingerprints stay.
-  later = ('tokenizer.patch_size', 'tokenizer.patch_frames')
+  later = {
+    'tokenizer.patch_size': 1,
+    'tokenizer.patch_frames': 1,
+    'tokenizer.local_encoder': False,
+  }
   decides = {
     key: value
     for key, value in structure(config).items()
-    if key not in later or value != 1
+    if key not in later or value != later[key]
   }
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   flat = traverse_util.flatten_dict(params, sep='/')
