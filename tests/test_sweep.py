@@ -1,6 +1,7 @@
 """The sweep runner: what it runs, what it skips, what it writes."""
 
 import csv
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -104,21 +105,25 @@ def test_bad_sweep_files_end_with_a_message(
     runner.main()
 
 
-def test_the_ablation_overrides_are_valid_configs(runner):
-  from configs.mnist_diffusion import get_config
+@pytest.mark.parametrize(
+  'file,names',
+  [
+    (
+      'mnist_ablation',
+      ['ilsd', 'random_depth', 'vanilla', 'deep_supervision', 'unlooped'],
+    ),
+    ('mnist_masked_ablation', ['ilsd', 'vanilla']),
+    ('moving_mnist_ablation', ['ilsd', 'vanilla']),
+  ],
+)
+def test_the_overrides_of_sweeps_are_valid_configs(runner, file, names):
   from elt_jax.config import validate
 
-  sweep = runner.load(str(ROOT / 'configs' / 'sweeps' / 'mnist_ablation.py'))
-  names = []
+  sweep = runner.load(str(ROOT / 'configs' / 'sweeps' / f'{file}.py'))
+  name = sweep.CONFIG.removesuffix('.py').replace('/', '.')
+  experiment = importlib.import_module(name)
   for entry in sweep.get_sweep():
-    config = get_config()
+    config = experiment.get_config()
     config.update_from_flattened_dict(entry['overrides'])
     validate(config)
-    names.append(entry['name'])
-  assert names == [
-    'ilsd',
-    'random_depth',
-    'vanilla',
-    'deep_supervision',
-    'unlooped',
-  ]
+  assert [entry['name'] for entry in sweep.get_sweep()] == names

@@ -41,8 +41,10 @@ def test_fingerprints_are_what_they_were():
   """Made before tokenizers had patches: caches of then are still read."""
   config = mnist_tokenizer.get_config()
   assert pretrained._fingerprint(config, {}) == 'eb59e3f599a75871'
-  config.tokenizer.patch_size = 2
-  assert pretrained._fingerprint(config, {}) != 'eb59e3f599a75871'
+  for key, value in (('patch_size', 2), ('local_encoder', True)):
+    config = mnist_tokenizer.get_config()
+    config.tokenizer[key] = value
+    assert pretrained._fingerprint(config, {}) != 'eb59e3f599a75871'
 
 
 @pytest.mark.parametrize(

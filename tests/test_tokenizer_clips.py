@@ -73,6 +73,25 @@ def test_channels_of_a_patch_are_its_weighted_cosines():
   )
 
 
+def test_networks_see_waves_and_draw_them():
+  """As networks without patches, of the waves themselves."""
+  model = build_model(clips_config(patch_size=2, patch_frames=2))
+  params, patch, ones = initial(model), (2, 2, 2), (1, 1, 1)
+  x = np.random.default_rng(0).random((1, 4, 16, 16, 1), np.float32)
+  z = model.encode(params, x)
+  plain = model.encoder.clone(patch=ones)
+  waves = layers.patches_to_waves(x, patch)
+  want = plain.apply({'params': params['encoder']}, waves)
+  np.testing.assert_allclose(z, want, atol=1e-5)
+  plain = model.decoder.clone(patch=ones, channels=8)
+  drawn = plain.apply({'params': params['decoder']}, z)
+  np.testing.assert_allclose(
+    model.decode_vectors(params, z),
+    layers.waves_to_patches(drawn, patch),
+    atol=1e-5,
+  )
+
+
 @pytest.mark.parametrize('local', [True, False])
 def test_a_local_encoder_sees_one_patch(local):
   config = tokenizer_config()

@@ -73,7 +73,8 @@ class Encoder(nn.Module):
     embedding_dim: width of the codebook.
     groups: of the group norms.
     dtype: of the computation.
-    local: whether no position sees another but by pooling.
+    local: whether a position sees others by pooling alone, with norms and
+      1-wide convolutions of its own.
   """
 
   patch: tuple[int, ...]
