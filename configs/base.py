@@ -47,6 +47,7 @@ def get_base() -> ml_collections.ConfigDict:
   o.label_smoothing = 0.1  # masked: of the ground truth, not of distillation
   o.reduction = 'sample'  # masked: sample | batch (of each accumulated part)
   o.unmasked_weight = 0.0  # masked: of known tokens; MAGVIT 1, TiTok 0.1
+  o.commit = False  # masked: conditions in place of masks (MAGVIT's COMMIT)
 
   c.data = d = ml_collections.ConfigDict()
   # mnist | moving_mnist | moving_mnist:2 (of two digits) | synthetic |

@@ -125,6 +125,23 @@ def sampling(args: flags.FlagValues) -> dict[str, Any]:
   }
 
 
+def add_task(values: flags.FlagValues) -> None:
+  """--task and --commit, of models of clips."""
+  flags.DEFINE_string(
+    'task',
+    None,
+    'Of clips: predict:4 draws what follows the first 4 frames, interpolate:4 '
+    'what is between the first and the last 4.',
+    flag_values=values,
+  )
+  flags.DEFINE_boolean(
+    'commit',
+    False,
+    'What is given may be mended, by a model trained with objective.commit.',
+    flag_values=values,
+  )
+
+
 def add_maskgit(values: flags.FlagValues) -> None:
   """--maskgit, which stands in the place of --workdir."""
   flags.DEFINE_string(

@@ -52,7 +52,7 @@ def read_clip(path: str | pathlib.Path, config: Any) -> np.ndarray:
   return source.read(path, place=0.5)
 
 
-def frames_of_task(task: str, num_frames: int, of_token: int) -> np.ndarray:
+def drawn_frames(task: str, tokenizer: Tokenizer) -> np.ndarray:
   """bool [f], True for the frames that a task draws.
 
   'predict:4' keeps the first four frames, 'interpolate:4' the first and the
@@ -60,13 +60,14 @@ def frames_of_task(task: str, num_frames: int, of_token: int) -> np.ndarray:
 
   Args:
     task: as above.
-    num_frames: f.
-    of_token: frames that a token covers.
+    tokenizer: of clips of f frames.
 
   Raises:
     ValueError: on another task, if it keeps or draws no frame, or if a token
       would be of both kinds.
   """
+  num_frames = tokenizer.config.data.num_frames
+  of_token = num_frames // tokenizer.grid[0]
   name, _, number = task.partition(':')
   given = int(number) if number.isdecimal() else 0
   kept = {'predict': given, 'interpolate': 2 * given}.get(name, 0)
@@ -107,8 +108,23 @@ def fill_frames(clips: np.ndarray, drawn: np.ndarray) -> np.ndarray:
   return filled
 
 
+def tokens_of_task(
+  tokenizer: Tokenizer, clips: np.ndarray, task: str, batch_size: int = 96
+) -> np.ndarray:
+  """Tokens of uint8 [n, f, h, w, c] clips, -1 where the task draws them.
+
+  int32 [n, f', h', w'], a function of the frames that are given alone.
+  """
+  drawn = drawn_frames(task, tokenizer)
+  mask = np.broadcast_to(drawn[:, None, None], clips.shape[1:-1])
+  return known_tokens(tokenizer, fill_frames(clips, drawn), mask, batch_size)
+
+
 def known_tokens(
-  tokenizer: Tokenizer, images: np.ndarray, mask: np.ndarray
+  tokenizer: Tokenizer,
+  images: np.ndarray,
+  mask: np.ndarray,
+  batch_size: int = 96,
 ) -> np.ndarray:
   """Tokens of images or clips, -1 where the mask touches their cell.
 
@@ -116,6 +132,7 @@ def known_tokens(
     tokenizer: of the model.
     images: uint8 [n, (f,) h, w, c].
     mask: bool [(f,) h, w], True where they are to be drawn anew.
+    batch_size: images encoded at a time.
 
   Returns:
     int32 [n, (f',) h', w'].
@@ -123,7 +140,7 @@ def known_tokens(
   Raises:
     ValueError: if no token, or every token, is to be drawn.
   """
-  tokens = tokenizer.encode(to_zero_one(images))
+  tokens = tokenizer.encode(to_zero_one(images), batch_size)
   split = [
     n
     for side, cells in zip(mask.shape, tokenizer.grid, strict=True)

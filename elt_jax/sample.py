@@ -14,8 +14,9 @@ sample one under the other.
 Masked models edit: --edit=image.png --mask=mask.png draws the white part of
 the mask anew, for the class of --labels; the image and its masked copy stand
 in front of each row. Those of clips take a video file in its place, and
---task=predict:4 or interpolate:4 in place of a mask. --maskgit=DIR, in place of
---workdir, samples from a public MaskGIT checkpoint.
+--task=predict:4 or interpolate:4 in place of a mask. The rest stays as it is;
+--commit lets a model trained with objective.commit mend it. --maskgit=DIR, in
+place of --workdir, samples from a public MaskGIT checkpoint.
 """
 
 import logging
@@ -173,14 +174,12 @@ def edit_columns(
   else:
     whole = edit.read_image(file, d.image_size, d.num_channels)
   if task:
-    of_token = d.num_frames // draw.tokenizer.grid[0]
-    drawn = edit.frames_of_task(task, d.num_frames, of_token)
-    given = edit.fill_frames(whole, drawn)
-    hidden = drawn[:, None, None]
+    hidden = edit.drawn_frames(task, draw.tokenizer)[:, None, None]
+    known = edit.tokens_of_task(draw.tokenizer, whole[None], task)[0]
   else:
-    given, hidden = whole, edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
-  hidden = np.broadcast_to(hidden, whole.shape[:-1])
-  known = edit.known_tokens(draw.tokenizer, given[None], hidden)[0]
+    hidden = edit.read_image(mask, d.image_size, 1)[..., 0] >= 128
+    hidden = np.broadcast_to(hidden, whole.shape[:-1])
+    known = edit.known_tokens(draw.tokenizer, whole[None], hidden)[0]
   masked = np.where(hidden[..., None], np.uint8(128), whole)
   return known, np.stack([whole, masked])
 
@@ -201,15 +200,16 @@ def main(args: flags.FlagValues) -> None:
   if args.labels is not None:
     classes = cli.parse_integers('labels', args.labels, 0, classes[-1])
   labels = np.resize(classes, args.num)
-  known, front = None, ()
+  given, front = {}, ()
   if args.edit:
-    known, front = edit_columns(draw, args.edit, args.mask, args.task)
-    known = np.broadcast_to(known, (args.num, *known.shape))
+    tokens, front = edit_columns(draw, args.edit, args.mask, args.task)
+    tokens = np.broadcast_to(tokens, (args.num, *tokens.shape))
+    given = {'condition' if args.commit else 'known': tokens}
   rows = []
   for schedule in schedules:
     began = time.monotonic()
     samples, spent = draw.sample(
-      params, labels, schedule, args.seed, known, refined
+      params, labels, schedule, args.seed, refined=refined, **given
     )
     rows.append([*front, *viz.to_uint8(samples)])
     _log(draw.config, schedule, spent, args.num, time.monotonic() - began)
@@ -236,6 +236,8 @@ def _check(args: flags.FlagValues) -> None:
       '--edit goes with --mask or --task: a picture or clip, and what of it is '
       'drawn anew.'
     )
+  if args.commit and not args.edit:
+    raise ValueError('--commit is of --edit: there is nothing to go by.')
 
 
 def _check_suffix(out: pathlib.Path, config: config_lib.ConfigDict) -> None:
@@ -304,13 +306,7 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'mask', None, 'Picture: white is drawn anew.', flag_values=values
   )
-  flags.DEFINE_string(
-    'task',
-    None,
-    'Of clips: predict:4 draws what follows the first 4 frames, interpolate:4 '
-    'what is between the first and the last 4.',
-    flag_values=values,
-  )
+  cli.add_task(values)
   cli.add_maskgit(values)
   flags.DEFINE_string(
     'out',

@@ -7,11 +7,13 @@
 --workdir is a run of a tokenizer config; its newest moving average encodes
 every split of the data it was trained on, or of --source; of videos, with
 --ucf_split, --windows and --frame_stride where they are not as in training.
+--tasks=predict:8,interpolate:4 adds what such tasks give, for objective.commit.
 --maskgit, in its place, is a directory of public MaskGIT checkpoints. The cache
 holds a copy of the tokenizer. Killed and started again, the command goes on
 where it was.
 """
 
+from collections.abc import Sequence
 from concurrent import futures
 import functools
 import pathlib
@@ -21,7 +23,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from elt_jax import cli, sample
+from elt_jax import cli, edit, sample
 from elt_jax.data import sources, token_cache
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.interop import maskgit
@@ -33,13 +35,20 @@ DATA = ('source', 'ucf_split', 'windows', 'frame_stride', 'skip_unreadable')
 
 
 def tokenize(
-  tokenizer: Tokenizer, out: pathlib.Path, batch_size: int, per_shard: int
+  tokenizer: Tokenizer,
+  out: pathlib.Path,
+  batch_size: int,
+  per_shard: int,
+  tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Writes the cache of `tokenizer.config`'s data set; returns its metadata.
 
   Raises:
-    ValueError: if `out` holds another cache.
+    ValueError: if `out` holds another cache, or on a task that is not
+      one of `edit.drawn_frames`.
   """
+  for task in tasks:
+    edit.drawn_frames(task, tokenizer)
   data = {
     split: sources.load_source(tokenizer.config, split)
     for split in sources.SPLITS
@@ -47,7 +56,7 @@ def tokenize(
   counts = {split: len(source) for split, source in data.items()}
   numbers = map(str, range(tokenizer.config.data.num_classes))
   names = getattr(data['train'], 'class_names', list(numbers))
-  metadata = token_cache.describe(tokenizer, names, counts, per_shard)
+  metadata = token_cache.describe(tokenizer, names, counts, per_shard, tasks)
   if not token_cache.begin(out, metadata):
     return metadata
   tokenizer.save(out / 'tokenizer')
@@ -65,21 +74,28 @@ def tokenize(
         parts = []
         for first in range(0, len(index), batch_size):
           examples = list(read(index[first : first + batch_size]))
-          parts.append(_encode(tokenizer, examples, batch_size))
+          parts.append(_encode(tokenizer, examples, batch_size, tasks))
           progress.update(len(examples))
-        tokens, labels = map(np.concatenate, zip(*parts, strict=True))
-        token_cache.write_shard(path, tokens, labels)
+        whole = map(np.concatenate, zip(*parts, strict=True))
+        token_cache.write_shard(path, *whole)
   token_cache.finish(out, metadata)
   return metadata
 
 
 def _encode(
-  tokenizer: Tokenizer, examples: list[dict[str, Any]], batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """(tokens, labels) of examples with images."""
-  images = to_zero_one(np.stack([e['image'] for e in examples]))
+  tokenizer: Tokenizer,
+  examples: list[dict[str, Any]],
+  batch_size: int,
+  tasks: Sequence[str],
+) -> list[np.ndarray]:
+  """[labels, tokens, conditions of each task] of examples with images."""
+  images = np.stack([e['image'] for e in examples])
   labels = np.array([e['label'] for e in examples])
-  return tokenizer.encode(images, batch_size), labels
+  tokens = tokenizer.encode(to_zero_one(images), batch_size)
+  conditions = [
+    edit.tokens_of_task(tokenizer, images, task, batch_size) for task in tasks
+  ]
+  return [labels, tokens, *conditions]
 
 
 def main(args: flags.FlagValues) -> None:
@@ -94,7 +110,9 @@ def main(args: flags.FlagValues) -> None:
   data = {key: args[key].value for key in DATA if args[key].value is not None}
   tokenizer.config.data.update(data)
   validate(tokenizer.config)
-  metadata = tokenize(tokenizer, out, args.batch_size, args.examples_per_shard)
+  metadata = tokenize(
+    tokenizer, out, args.batch_size, args.examples_per_shard, args.tasks
+  )
   print(
     f'{out}: {metadata["examples"]} examples, grid {metadata["grid"]}, '
     f'tokenizer {metadata["tokenizer"]}'
@@ -118,6 +136,12 @@ def _define(values: flags.FlagValues) -> None:
   integer('frame_stride', None, 'As data.frame_stride.', flag_values=values)
   flags.DEFINE_boolean(
     'skip_unreadable', None, 'As data.skip_unreadable.', flag_values=values
+  )
+  flags.DEFINE_list(
+    'tasks',
+    [],
+    'Of clips: tasks whose conditions are kept too; see elt_jax.sample --task.',
+    flag_values=values,
   )
   flags.DEFINE_string('out', None, 'Directory to write.', flag_values=values)
   flags.DEFINE_integer(

@@ -122,6 +122,11 @@ def validate(config: ConfigDict) -> ConfigDict:
     _validate_tokenizer(config)
   if config.model.family == 'masked':
     _validate_masked(config)
+  elif config.objective.commit:
+    raise ValueError(
+      'objective.commit = True is of masked models, got model.family '
+      f'{config.model.family!r}.'
+    )
   return config.lock()
 
 

@@ -65,6 +65,7 @@ ROOT = pathlib.Path(__file__).parent.parent
     ({**MASKED, 'sample.guidance_schedule': 'pow2'}, "powcosP.*got 'pow2'"),
     ({**MASKED, 'sample.mask_schedule': 'pow0'}, "got 'pow0'"),
     ({**MASKED, 'data.flip': True}, 'mirrors images'),
+    ({'objective.commit': True}, "masked models, got model.family 'diff"),
     (
       {**MASKED, 'model.vocabulary': 'codebook|classes|mask'},
       'needs a null class',
@@ -190,6 +191,7 @@ def test_modules_import_only_from_those_before_them():
     'keys',
     'tokenizers',
     'data',
+    'edit',
     'models',
     'objectives',
     'optim',
@@ -205,7 +207,6 @@ def test_modules_import_only_from_those_before_them():
     'evals',
     'cli',
     'preview',
-    'edit',
     'interop',
     'sample',
     'train',

@@ -116,6 +116,39 @@ def test_masks_are_of_the_schedule_and_leave_the_rest(objective):
   )
 
 
+def test_conditions_stand_in_for_masks(objective):
+  """COMMIT: of the tasks or of none, at hidden positions alone."""
+  objective, params, batch = objective
+  n = 600
+  big = {k: np.resize(v, (n, *v.shape[1:])) for k, v in batch.items()}
+  big['index'] = np.arange(n, dtype=np.int32)
+  plain = ids_seen(objective, params, big)[:, 1:]
+  hidden = plain == objective.vocabulary.mask_id
+  # Task 0 gives code 1 in the upper half, task 1 code 2 in the left half.
+  conditions = np.full((n, 2, 4, 4), -1, np.int32)
+  conditions[:, 0, :2], conditions[:, 1, :, :2] = 1, 2
+  big['conditions'] = conditions
+  committed = dataclasses.replace(objective, commit=True)
+  ids = ids_seen(committed, params, big)[:, 1:]
+  # The same positions are hidden; the others show their tokens.
+  np.testing.assert_array_equal(ids[~hidden], plain[~hidden])
+  every = np.concatenate([conditions, np.full((n, 1, 4, 4), -1)], 1)
+  seen = np.where(every < 0, objective.vocabulary.mask_id, every)
+  seen = seen.reshape(n, 3, 16)
+  fits = ((ids[:, None] == seen) | ~hidden[:, None]).all(-1)
+  assert fits.any(1).all()
+  only = fits[fits.sum(1) == 1].mean(0)  # What tells the tasks apart.
+  assert abs(only - 1 / 3).max() < 0.1
+  # What it is to predict is the clip as it is.
+  loss, _ = loss_at(committed, params, big, 0)
+  big['conditions'] = np.full_like(conditions, -1)
+  without, _ = loss_at(committed, params, big, 0)
+  np.testing.assert_allclose(
+    without, loss_at(objective, params, big, 0)[0], rtol=1e-6
+  )
+  assert abs(loss - without) > 1e-4
+
+
 def test_masks_differ_from_step_to_step(objective):
   one, two = (ids_seen(*objective, step=step) for step in (0, 1))
   assert (one != two).any()

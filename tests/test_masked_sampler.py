@@ -87,6 +87,41 @@ def test_known_tokens_never_change(decoder):
   np.testing.assert_array_equal(left[:, 3], [1, 1, 1, 1, 0])
 
 
+def test_a_condition_is_seen_until_it_is_drawn(decoder):
+  """COMMIT: it stands where a mask would, and everything is drawn."""
+  condition = np.full((4, 4, 4), -1, np.int32)
+  condition[:, :2] = 7
+  given = {'condition': condition}
+  steps = draw(decoder, given=given)
+  sampler, params, _ = decoder
+  plan = build_plan(five_steps(), 2, guidance=1.0)
+  labels = np.arange(4, dtype=np.int32)
+  states = jax.jit(sampler.trajectory)(
+    params, jax.random.key(3), labels, plan, **given
+  )
+  undecided = np.asarray(states.undecided).reshape(steps.shape)
+  left = undecided.sum((2, 3))
+  np.testing.assert_array_equal(left[:, 0], [15, 12, 9, 4, 0])
+  mask = sampler.vocabulary.mask_id
+  blank = np.broadcast_to(np.where(condition < 0, mask, 7), steps.shape)
+  np.testing.assert_array_equal(steps[undecided], blank[undecided])
+  assert steps[-1].max() < 16 and (steps[-1][:, :2] != 7).any()
+  # The model sees it; without one, all is as if there were none to give.
+  assert (steps[-1] != draw(decoder)[-1]).any()
+  none = {'condition': np.full_like(condition, -1)}
+  np.testing.assert_array_equal(draw(decoder, given=none), draw(decoder))
+
+
+def test_known_tokens_stay_beside_a_condition(decoder):
+  known = np.full((4, 4, 4), -1, np.int32)
+  known[:, 0] = 3
+  condition = np.full((4, 4, 4), 5, np.int32)
+  steps = draw(decoder, given={'known': known, 'condition': condition})
+  assert (steps[:, :, 0] == 3).all()
+  assert (steps != decoder[0].vocabulary.mask_id).all()
+  assert (steps[0, :, 1:] == 5).sum() >= 4 * 11
+
+
 def test_few_tokens_in_many_steps(decoder):
   """Never fewer than one left before the last step, never more than before."""
   known = np.full((1, 4, 4), 2, np.int32)

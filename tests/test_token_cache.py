@@ -215,10 +215,17 @@ def test_damaged_metadata_are_named(cache):
     sources.load_source(config_of(cache), 'train')
 
 
+def test_conditions_are_of_a_cache_made_for_tasks(cache):
+  config = config_of(cache)
+  config.objective.commit = True
+  with pytest.raises(ValueError, match='a cache made with --tasks'):
+    sources.load_source(config, 'train')
+
+
 def test_a_token_outside_the_codebook_is_named(cache):
   tokens, labels = np.full((20, 4, 4), 16), np.zeros(20, int)
   path = cache / 'test-00000.array_record'
-  token_cache.write_shard(path, tokens, labels)
+  token_cache.write_shard(path, labels, tokens)
   source = sources.load_source(config_of(cache), 'test')
   with pytest.raises(ValueError, match=r'example 3 has tokens in 16..16'):
     source[3]

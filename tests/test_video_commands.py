@@ -10,6 +10,8 @@ import pytest
 from configs import mnist_tokenizer, moving_mnist_masked, moving_mnist_tokenizer
 from elt_jax import edit, evaluate, sample, tokenize, train, video
 from elt_jax.data import token_cache
+from elt_jax.evals import elastic, tasks
+from elt_jax.samplers.loops import parse
 from tests.commands import picture_size
 
 SHAPE = {
@@ -64,6 +66,10 @@ def arrays(shape):
   }
 
 
+# Which of the four tokens along time they draw.
+TASKS = [('predict:4', [0, 0, 1, 1]), ('interpolate:2', [0, 1, 1, 0])]
+
+
 @pytest.fixture(scope='module')
 def chain(tmp_path_factory):
   """A tokenizer of images, one of clips, tokens and a masked model."""
@@ -83,10 +89,11 @@ def chain(tmp_path_factory):
     | {'tokenizer.inflate_from': str(root / 'images')},
     root / 'tokenizer',
   )
-  command(tokenize, f'--workdir={root}/tokenizer', f'--out={root}/tokens')
+  args = [f'--workdir={root}/tokenizer', f'--out={root}/tokens']
+  command(tokenize, *args, '--tasks=predict:4,interpolate:2')
   trained(
     moving_mnist_masked,
-    MASKED | source(f'tokens:{root}/tokens'),
+    MASKED | source(f'tokens:{root}/tokens') | {'objective.commit': True},
     root / 'masked',
   )
   return root
@@ -113,7 +120,11 @@ def test_tokens_of_clips_are_cached_as_they_are_made(chain):
 
 
 def test_a_cache_is_of_one_choice_of_clips(chain):
-  args = [f'--workdir={chain}/tokenizer', f'--out={chain}/tokens']
+  args = [
+    f'--workdir={chain}/tokenizer',
+    f'--out={chain}/tokens',
+    '--tasks=predict:4,interpolate:2',
+  ]
   command(tokenize, *args)  # It is there, and stays.
   for flag, message in (
     ('--frame_stride=2', 'frame_stride: 1 there, 2 here'),
@@ -122,10 +133,120 @@ def test_a_cache_is_of_one_choice_of_clips(chain):
     ('--skip_unreadable', 'skip_unreadable: False there, True here'),
     ('--windows=0', 'data.windows must be at least 1, got 0'),
     ('--ucf_split=4', "got '4'"),
+    (
+      '--tasks=predict:4',
+      "tasks: ['predict:4', 'interpolate:2'] there, ['predict:4'] here",
+    ),
+    ('--tasks=predict:4,', "got ''"),
   ):
     with pytest.raises(ValueError) as error:
       command(tokenize, *args, flag)
     assert message in str(error.value)
+
+
+def test_the_cache_has_what_tasks_give(chain):
+  source = token_cache.TokenSource(chain / 'tokens', 'train', True)
+  assert (
+    'conditions' not in token_cache.TokenSource(chain / 'tokens', 'train')[0]
+  )
+  with np.load(chain / 'clips.npz') as stored:
+    clips = stored['image']
+  for n, (task, drawn) in enumerate(TASKS):
+    drawn = np.array(drawn, bool)
+    want = source.tokenizer.encode(
+      edit.fill_frames(clips, drawn.repeat(2)) / np.float32(255)
+    )
+    for i in (0, 7, 23):
+      found = source[i]['conditions'][n]
+      np.testing.assert_array_equal(
+        found[~drawn], want[i][~drawn], err_msg=task
+      )
+      assert (found[drawn] == -1).all()
+
+
+def test_what_is_given_may_be_mended(chain, tmp_path):
+  """With --commit given tokens are drawn too; without, they stay."""
+  draw, params, _ = sample.load(str(chain / 'masked'), 2)
+  file = clip_file(tmp_path / 'clip.mp4')
+  known, _ = sample.edit_columns(draw, str(file), None, 'predict:4')
+  given = np.stack([known] * 2)
+  found = []
+  decode = draw.tokenizer.decode
+  draw.tokenizer.decode = lambda tokens: found.append(tokens) or decode(tokens)
+  draw(params, [1, 2], 2, seed=0, condition=given)
+  assert (found[0][:2][given >= 0] != given[given >= 0]).any()
+  out = tmp_path / 'next.png'
+  args = [f'--workdir={chain}/masked', f'--edit={file}', f'--out={out}']
+  args += ['--task=predict:4', '--num=1', '--scale=1', '--loops=1']
+  pictures = []
+  for mode in (['--commit'], []):
+    command(sample, *args, *mode)
+    pictures.append(out.read_bytes())
+  assert pictures[0] != pictures[1]
+  with pytest.raises(ValueError, match='--commit is of --edit'):
+    command(sample, f'--workdir={chain}/masked', '--commit')
+  draw.config = draw.config.copy_and_resolve_references()
+  draw.config.objective.commit = False
+  with pytest.raises(ValueError, match='trained without conditions'):
+    draw(params, [1, 2], 2, seed=0, condition=given)
+
+
+@pytest.mark.parametrize('commit', [False, True])
+def test_prediction_is_measured_beside_pasted_clips(chain, monkeypatch, commit):
+  """Of both kinds, what a task gives is real; the rest is not the same."""
+  seen = []
+
+  class Recorded:
+    facts, images = {}, np.zeros((2, 8, 16, 16, 1), np.uint8)
+
+    def measure(self, clips, labels=None):
+      seen.append((clips, labels))
+      return {'fd': float(len(seen))}
+
+  monkeypatch.setattr(elastic, 'load_reference', lambda draw: Recorded())
+  draw, params, step = sample.load(str(chain / 'masked'), 6)
+  loops = [parse(n, draw.config) for n in (1, 2)]
+  report, picture = tasks.evaluate(
+    draw, params, step, 'interpolate:2', loops, 6, 0, commit
+  )
+  with np.load(chain / 'clips.npz') as stored:
+    clips, labels = stored['test_image'], stored['test_label']
+  of_rows, of_recipe = seen[:4], seen[4:]
+  places = np.arange(6) * len(clips) // 6
+  real = clips[places] / np.float32(127.5) - 1
+  given = np.array([1, 1, 0, 0, 0, 0, 1, 1], bool)
+  for samples, wanted in of_rows:
+    np.testing.assert_array_equal(wanted, labels[places])
+    np.testing.assert_allclose(samples[:, given], real[:, given], atol=1e-6)
+    assert (abs(samples - real)[:, ~given] > 0.01).any((1, 2, 3, 4)).all()
+  for drawn, pasted in (of_rows[:2], of_rows[2:]):
+    assert (drawn[0] != pasted[0])[:, ~given].any()
+  assert report['rows'] == [
+    {'loops': n + 1, 'drawn': {'fd': 2 * n + 1}, 'pasted': {'fd': 2 * n + 2}}
+    for n in range(2)
+  ]
+  assert len(of_recipe) == 1  # The floor: reconstructions.
+  assert report['recipe']['task'] == 'interpolate:2'
+  assert report['recipe']['commit'] is commit
+  assert picture.shape == (4 * (4 * 18 + 2), 8 * 18 + 2, 3)
+
+
+def test_tasks_on_the_command_line(chain, monkeypatch, tmp_path):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  args = [f'--workdir={chain}/masked', '--num=4', '--loops=2']
+  command(evaluate, *args, '--task=predict:4', '--commit')
+  report = json.loads((chain / 'masked' / 'predict-4-commit.json').read_text())
+  (row,) = report['rows']
+  for kind in ('drawn', 'pasted'):
+    assert row[kind]['fd_c3d'] > 0 and 0 <= row[kind]['motion'] <= 1
+  assert picture_size(chain / 'masked' / 'predict-4-commit.png')[0] > 8 * 32
+  for more, message in (
+    (['--task=predict:3'], "--task is 'predict:N'"),
+    (['--commit'], '--commit is of --task'),
+    (['--task=predict:4', '--refine=rounds=1'], 'do not go together'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      command(evaluate, *args, *more)
 
 
 def test_only_a_tokenizer_of_images_is_inflated(chain, tmp_path):
@@ -167,10 +288,7 @@ def clip_file(path, num_frames=8):
   return path
 
 
-@pytest.mark.parametrize(
-  'task,drawn',
-  [('predict:4', [0, 0, 1, 1]), ('interpolate:2', [0, 1, 1, 0])],
-)
+@pytest.mark.parametrize('task,drawn', TASKS)
 def test_given_frames_keep_their_tokens(chain, tmp_path, task, drawn):
   draw, params, _ = sample.load(str(chain / 'masked'), 2)
   file = clip_file(tmp_path / 'clip.mp4')
@@ -232,8 +350,12 @@ def test_a_clip_is_continued_on_the_command_line(chain, tmp_path):
   ],
 )
 def test_wrong_tasks(task):
+  data = types.SimpleNamespace(num_frames=8)
+  tokenizer = types.SimpleNamespace(
+    config=types.SimpleNamespace(data=data), grid=(4, 4, 4)
+  )
   with pytest.raises(ValueError, match="--task is 'predict:N' or"):
-    edit.frames_of_task(task, 8, 2)
+    edit.drawn_frames(task, tokenizer)
 
 
 def test_edits_that_do_not_fit(chain, tmp_path):

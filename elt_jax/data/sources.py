@@ -220,7 +220,7 @@ def _tokens(config: Any, split: str) -> TokenSource:
       f"'tokens:DIR', got {config.data.source!r}. Make one with python -m "
       'elt_jax.tokenize.'
     )
-  source = TokenSource(path, split)
+  source = TokenSource(path, split, config.objective.commit)
   pretrained.check_fits(config, source.tokenizer)
   if source.metadata['num_classes'] != config.data.num_classes:
     raise ValueError(

@@ -1,14 +1,19 @@
 """Tokens and labels of a whole data set, in ArrayRecord shards.
 
     DIR/tokenizer/{config.json,weights.npz}    what made the tokens
-    DIR/train-00000.array_record ...           a record: int32 label, tokens
+    DIR/train-00000.array_record ...           a record: int32 label, tokens,
+                                               conditions of the tasks
     DIR/metadata.json                          written last
 
 A shard is written under another name and renamed, and metadata.json appears
 when all shards are there: a killed run leaves a cache that is refused, and
 that the same command completes.
+
+Conditions are the tokens that a task gives, as 'predict:8' the first 8 frames,
+and -1 elsewhere: what a masked model trained with `objective.commit` goes by.
 """
 
+from collections.abc import Sequence
 import json
 import math
 import pathlib
@@ -41,6 +46,7 @@ def describe(
   class_names: list[str],
   counts: dict[str, int],
   per_shard: int,
+  tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
   """The metadata of a cache; equal metadata mean equal caches.
 
@@ -49,12 +55,13 @@ def describe(
     class_names: of the labels 0, 1, ...
     counts: split -> examples.
     per_shard: examples of a shard, but for the last of a split.
+    tasks: whose conditions it has, in order; of clips.
   """
   d = tokenizer.config.data
   of_clips = {}
   if d.num_frames > 1:
     names = ('frame_stride', 'windows', 'ucf_split', 'skip_unreadable')
-    of_clips = {name: d[name] for name in names}
+    of_clips = {name: d[name] for name in names} | {'tasks': list(tasks)}
   return of_clips | {
     'format': FORMAT,
     'tokenizer': tokenizer.fingerprint,
@@ -111,11 +118,18 @@ def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
 
 
 def write_shard(
-  path: pathlib.Path, tokens: np.ndarray, labels: np.ndarray
+  path: pathlib.Path,
+  labels: np.ndarray,
+  tokens: np.ndarray,
+  *conditions: np.ndarray,
 ) -> None:
-  """Writes int32 tokens [n, *grid] and labels [n], whole or not at all."""
+  """Writes int32 labels [n] and tokens [n, *grid], whole or not at all.
+
+  `conditions` are int32 [n, *grid], of each task.
+  """
+  n = len(tokens)
   records = np.concatenate(
-    [labels[:, None], tokens.reshape(len(tokens), -1)], 1
+    [part.reshape(n, -1) for part in (labels, tokens, *conditions)], 1
   ).astype(_RECORD)
   with files.replacing(path) as temporary:
     # Groups of one record: training reads them in random order.
@@ -134,17 +148,25 @@ def finish(directory: pathlib.Path, metadata: dict[str, Any]) -> None:
 class TokenSource:
   """A split of a cache: {'tokens': int32 [*grid], 'label': int32}.
 
+  With conditions, 'conditions' int32 [tasks, *grid] besides.
+
   Attributes:
     metadata: see `describe`.
     tokenizer: what made the tokens.
   """
 
-  def __init__(self, directory: str | pathlib.Path, split: str):
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    split: str,
+    with_conditions: bool = False,
+  ):
     """Opens a whole cache.
 
     Raises:
       ValueError: if the cache is missing, unfinished, of another format, lacks
-        a shard, or its tokenizer is not the one that made it.
+        a shard, its tokenizer is not the one that made it, or it was made for
+        no task and conditions are asked for.
     """
     directory = pathlib.Path(directory)
     if not (directory / 'metadata.json').is_file():
@@ -166,6 +188,13 @@ class TokenSource:
         f'{directory} was made by tokenizer {self.metadata["tokenizer"]}, but '
         f'{directory / "tokenizer"} holds {self.tokenizer.fingerprint}.'
       )
+    self._tasks = len(self.metadata.get('tasks', ()))
+    if with_conditions and not self._tasks:
+      raise ValueError(
+        f'{directory} has no conditions: objective.commit needs a cache made '
+        'with --tasks.'
+      )
+    self._with_conditions = with_conditions
     paths = shards(directory, self.metadata, split)
     if missing := [path.name for path in paths if not path.is_file()]:
       raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
@@ -191,22 +220,29 @@ class TokenSource:
     """Raises ValueError on a record of another length or an id out of range."""
     m = self.metadata
     record = np.frombuffer(self._records[index], _RECORD)
-    if len(record) != 1 + math.prod(m['grid']):
+    rows, size = 1 + self._tasks, math.prod(m['grid'])
+    if len(record) != 1 + rows * size:
       raise ValueError(
         f'{self._directory}: example {index} has {len(record)} numbers, '
-        f'expected a label and {m["grid"]} tokens.'
+        f'expected a label and {m["grid"]} tokens, {rows} times.'
       )
-    label, tokens = record[0], record[1:]
+    label, given = record[0], record[1:].reshape(rows, *m['grid'])
+    tokens, conditions = given[0], given[1:]
     if (
-      not 0 <= tokens.min() <= tokens.max() < m['codebook_size']
+      tokens.min() < 0
+      or given.min() < -1
+      or given.max() >= m['codebook_size']
       or not 0 <= label < m['num_classes']
     ):
       raise ValueError(
         f'{self._directory}: example {index} has tokens in '
-        f'{tokens.min()}..{tokens.max()} and label {label}; expected tokens '
+        f'{given.min()}..{given.max()} and label {label}; expected tokens '
         f'below {m["codebook_size"]} and a label below {m["num_classes"]}.'
       )
-    return {'tokens': tokens.reshape(m['grid']), 'label': label}
+    example = {'tokens': tokens, 'label': label}
+    return example | (
+      {'conditions': conditions} if self._with_conditions else {}
+    )
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 MaskGIT (Chang et al., arXiv 2202.04200): each example hides a share of its
 tokens drawn from a schedule, and the loss is the cross-entropy at the hidden
-positions. The student's distillation target is the teacher's full softmax
+positions. With COMMIT (MAGVIT, arXiv 2212.05199, section 3.2) some examples are
+of a task, as to go on from given frames: where the task has given something, a
+hidden token is not masked but replaced by that of the condition, to be mended.
+The student's distillation target is the teacher's full softmax
 (ELT, arXiv 2604.09168).
 """
 
@@ -96,6 +99,8 @@ class MaskedObjective(LoopedObjective):
     reduction: 'sample' or 'batch', see `weighted_mean`.
     unmasked_weight: weight of the positions that are not hidden.
     label_dropout: probability of the null class.
+    commit: whether examples have the conditions of tasks; an example is then of
+      one of them or of none, all with the same probability.
   """
 
   vocabulary: Vocabulary
@@ -104,6 +109,7 @@ class MaskedObjective(LoopedObjective):
   reduction: str
   unmasked_weight: float
   label_dropout: float
+  commit: bool = False
 
   def problem(
     self, batch: dict[str, Array], key: Array, step: Array
@@ -113,7 +119,8 @@ class MaskedObjective(LoopedObjective):
     Args:
       batch: 'tokens' int32 [b, *grid]; 'label' int32 [b]; 'index' int32 [b],
         the position in the global batch: an example's mask and dropout depend
-        on it, and on nothing of how the batch is split.
+        on it, and on nothing of how the batch is split; with `commit`,
+        'conditions' int32 [b, tasks, *grid], -1 where a task gives nothing.
       key: key of the run; `step` is folded in here.
       step: int32 scalar.
     """
@@ -123,9 +130,8 @@ class MaskedObjective(LoopedObjective):
     codes = batch['tokens'].reshape(len(batch['tokens']), -1)
     hidden, drop = jax.vmap(lambda k: self._draw(k, codes.shape[1]))(keys)
     labels = jnp.where(drop, self.vocabulary.num_classes, batch['label'])
-    ids = self.vocabulary.sequence(
-      jnp.where(hidden, self.vocabulary.mask_id, codes), labels
-    )
+    blank = self._blank(batch, keys) if self.commit else self.vocabulary.mask_id
+    ids = self.vocabulary.sequence(jnp.where(hidden, blank, codes), labels)
     weight = jnp.where(hidden, 1.0, self.unmasked_weight)
 
     def ground_truth(logits: Array) -> Array:
@@ -150,6 +156,18 @@ class MaskedObjective(LoopedObjective):
       dropout_keys=jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys),
     )
 
+  def _blank(self, batch: dict[str, Array], keys: Array) -> Array:
+    """What stands in place of hidden tokens, [b, s]."""
+    conditions = batch['conditions']
+    b, tasks, *_ = conditions.shape
+    draw = lambda key: jax.random.randint(
+      jax.random.fold_in(key, 2), (), 0, tasks + 1
+    )
+    none = jnp.full((b, 1, *conditions.shape[2:]), -1)
+    every = jnp.concatenate([conditions, none], 1).reshape(b, tasks + 1, -1)
+    condition = every[jnp.arange(b), jax.vmap(draw)(keys)]
+    return jnp.where(condition < 0, self.vocabulary.mask_id, condition)
+
   def _draw(self, key: Array, length: int) -> tuple[Array, Array]:
     """(hidden bool [s], whether the label is dropped) of one example."""
     u = jax.random.uniform(jax.random.fold_in(key, 0), (length + 2,))
@@ -170,4 +188,5 @@ def build_objective(config: Any, model: ELT) -> MaskedObjective:
     reduction=o.reduction,
     unmasked_weight=o.unmasked_weight,
     label_dropout=o.label_dropout,
+    commit=o.commit,
   )

@@ -102,6 +102,7 @@ class Draw:
     loops: int | str | Sequence[int] | Loops,
     seed: int,
     known: np.ndarray | None = None,
+    condition: np.ndarray | None = None,
     refined: refine.Refine | None = None,
     **changes: Any,
   ) -> Drawn:
@@ -118,11 +119,15 @@ class Draw:
       seed: of the noise.
       known: int32 [n, *grid], for masked models: tokens to keep, -1 where they
         are to be drawn.
+      condition: int32 [n, *grid], for masked models trained with conditions:
+        tokens to go by, -1 where there are none; all are drawn, but for the
+        known.
       refined: rounds of refinement, for masked models.
       **changes: in place of values of config.sample; see `plan.VALUES`.
 
     Raises:
-      ValueError: on labels, loops, guidance or known tokens out of range.
+      ValueError: on labels, loops, guidance or known tokens out of range,
+        or a condition for a model trained without.
     """
     labels = np.asarray(labels, np.int32)
     classes = self.config.data.num_classes
@@ -131,11 +136,7 @@ class Draw:
         f'Labels must be in 0..{classes - 1}, got '
         f'{labels.min()}..{labels.max()}.'
       )
-    if known is not None and self.tokenizer is None:
-      raise ValueError('Known tokens are for masked models with a tokenizer.')
-    if self.tokenizer and known is None:
-      known = np.full((len(labels), *self.tokenizer.grid), -1)
-    given = {} if known is None else {'known': self._checked(known, labels)}
+    given = self._given(len(labels), known, condition)
     loops = parse(loops, self.config, self._workdir)
     plan, *rounds = self.plans(loops, refined, **changes)
     key = random_stream(seed, 'sample')
@@ -144,9 +145,9 @@ class Draw:
     spent = [Spent(plan, ran)]
     for n, plan in enumerate(rounds):
       key = jax.random.fold_in(random_stream(seed, 'refine'), n)
-      fixed, log_p = known >= 0, out.log_p
+      fixed, log_p = given['known'] >= 0, out.log_p
       keep = refine.least_confident(out.tokens, log_p, fixed, refined.share)
-      given = {'known': keep}
+      given = given | {'known': keep}
       out, ran = self._batches(params, key, labels, plan, given, refined.steps)
       out = out.replace(log_p=np.where(keep < 0, out.log_p, log_p))
       spent.append(Spent(plan, ran))
@@ -262,13 +263,31 @@ class Draw:
     ]
     return np.concatenate(jax.device_get(images))[: len(tokens)]
 
-  def _checked(self, known: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    shape = (len(labels), *self.tokenizer.grid)
-    codes = self.tokenizer.config.tokenizer.codebook_size
-    low, high = int(known.min()), int(known.max())
-    if known.shape != shape or low < -1 or high >= codes:
+  def _given(
+    self, num: int, known: np.ndarray | None, condition: np.ndarray | None
+  ) -> dict[str, np.ndarray]:
+    """What the sampler's `start` takes besides keys: always the same names."""
+    if self.tokenizer is None:
+      if known is not None or condition is not None:
+        raise ValueError('Known tokens are for masked models with a tokenizer.')
+      return {}
+    if condition is not None and not self.config.objective.commit:
       raise ValueError(
-        f'known must be {shape} with values in -1..{codes - 1}, got '
-        f'{known.shape} with {low}..{high}.'
+        'This model was trained without conditions (objective.commit): give '
+        'it known tokens.'
       )
-    return known.astype(np.int32)
+    shape = (num, *self.tokenizer.grid)
+    codes = self.tokenizer.config.tokenizer.codebook_size
+    given = {'known': known}
+    if self.config.objective.commit:
+      given['condition'] = condition
+    for name, tokens in given.items():
+      tokens = np.full(shape, -1) if tokens is None else tokens
+      low, high = int(tokens.min()), int(tokens.max())
+      if tokens.shape != shape or low < -1 or high >= codes:
+        raise ValueError(
+          f'{name} must be {shape} with values in -1..{codes - 1}, got '
+          f'{tokens.shape} with {low}..{high}.'
+        )
+      given[name] = tokens.astype(np.int32)
+    return given

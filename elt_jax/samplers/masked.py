@@ -3,6 +3,10 @@
 MaskGIT (Chang et al., arXiv 2202.04200, section 3.2): start from a sequence
 whose unknown tokens are masked; at each of K steps draw all of them, keep the
 ones drawn with most confidence, mask the rest again.
+
+Tokens may be given in two ways. Those that are known stay as they are. A
+condition stands in place of the mask until its positions are drawn too, so that
+the model may mend it: COMMIT (MAGVIT, arXiv 2212.05199, algorithm 1).
 """
 
 import dataclasses
@@ -29,13 +33,18 @@ class DecodeState:
   """State of the decoding loop.
 
   Attributes:
-    ids: int32 [b, s], the codes known so far and the mask id elsewhere.
+    ids: int32 [b, s], the codes decided so far and `blank` elsewhere.
+    undecided: bool [b, s].
+    blank: int32 [b, s], what the model sees until a token is decided: the mask
+      id, or the condition.
     log_p: float32 [b, s], the log-probability with which each token was
       drawn; 0 where it was given, and where it is not decided.
     to_draw: int32 [b], how many were masked at the start.
   """
 
   ids: Array
+  undecided: Array
+  blank: Array
   log_p: Array
   to_draw: Array
 
@@ -79,19 +88,35 @@ class MaskedSampler(Sampler):
   temperature_scale: float
   choice_temperature: float
 
-  def start(self, keys: Array, known: Array | None = None) -> DecodeState:
-    """Everything masked but what is known.
+  def start(
+    self,
+    keys: Array,
+    known: Array | None = None,
+    condition: Array | None = None,
+  ) -> DecodeState:
+    """Everything to be drawn but what is known.
 
     Args:
       keys: [b].
       known: int32 [b, *grid], codes to keep as they are and -1 where tokens
         are to be drawn; None draws all.
+      condition: int32 [b, *grid], codes that stand in for the mask and -1
+        where there are none; None is a mask everywhere.
     """
     shape = (len(keys), math.prod(self.grid))
-    known = jnp.full(shape, -1) if known is None else known.reshape(shape)
-    known = known.astype(jnp.int32)
-    ids = jnp.where(known < 0, self.vocabulary.mask_id, known)
-    return DecodeState(ids, jnp.zeros(shape), jnp.sum(known < 0, -1))
+    flat = lambda given: (
+      jnp.full(shape, -1) if given is None else given.reshape(shape)
+    ).astype(jnp.int32)
+    known, condition = flat(known), flat(condition)
+    blank = jnp.where(condition < 0, self.vocabulary.mask_id, condition)
+    undecided = known < 0
+    return DecodeState(
+      ids=jnp.where(undecided, blank, known),
+      undecided=undecided,
+      blank=blank,
+      log_p=jnp.zeros(shape),
+      to_draw=jnp.sum(undecided, -1),
+    )
 
   def schedule(self) -> dict[str, Array]:
     """What changes from step to step, [K] each.
@@ -122,22 +147,21 @@ class MaskedSampler(Sampler):
     return h, block, lambda h: head(h)[:, 1:, :codes] / at['temperature']
 
   def change(self, state: DecodeState, new: Array, old: Array) -> Array:
-    """Total variation of a masked token's distribution, on average."""
+    """Total variation of an undecided token's distribution, on average."""
     apart = jnp.abs(jax.nn.softmax(new) - jax.nn.softmax(old)).sum(-1) / 2
-    masked = state.ids == self.vocabulary.mask_id
-    return jnp.sum(masked * apart, -1) / jnp.maximum(jnp.sum(masked, -1), 1)
+    left = state.undecided
+    return jnp.sum(left * apart, -1) / jnp.maximum(jnp.sum(left, -1), 1)
 
   def advance(
     self, keys: Array, state: DecodeState, output: Array, at: dict[str, Array]
   ) -> DecodeState:
-    """Draws every unknown token, keeps some, masks the rest again."""
-    mask_id = self.vocabulary.mask_id
-    unknown = state.ids == mask_id
+    """Draws every undecided token, keeps some, blanks the rest again."""
+    undecided = state.undecided
     pairs = jax.vmap(
       lambda key: jax.random.split(jax.random.fold_in(key, at['k']))
     )(keys)
     drawn = jax.vmap(jax.random.categorical)(pairs[:, 0], output)
-    drawn = jnp.where(unknown, drawn, state.ids)
+    drawn = jnp.where(undecided, drawn, state.ids)
     log_p = jnp.take_along_axis(
       jax.nn.log_softmax(output), drawn[..., None], -1
     )[..., 0]
@@ -146,12 +170,12 @@ class MaskedSampler(Sampler):
     else:
       gumbel = lambda key: jax.random.gumbel(key, log_p.shape[1:])
       priority = log_p + at['noise'] * jax.vmap(gumbel)(pairs[:, 1])
-    left = self._left(at, state.to_draw, jnp.sum(unknown, -1))
-    again = lowest(jnp.where(unknown, priority, jnp.inf), left)
-    decided = unknown & ~again
+    left = self._left(at, state.to_draw, jnp.sum(undecided, -1))
+    again = lowest(jnp.where(undecided, priority, jnp.inf), left)
     return state.replace(
-      ids=jnp.where(again, mask_id, drawn).astype(jnp.int32),
-      log_p=jnp.where(decided, log_p, state.log_p),
+      ids=jnp.where(again, state.blank, drawn).astype(jnp.int32),
+      undecided=again,
+      log_p=jnp.where(undecided & ~again, log_p, state.log_p),
     )
 
   def effect(
@@ -162,7 +186,7 @@ class MaskedSampler(Sampler):
     Those of this step, and half of those decided later, if any of this step
     does: on digits, changing the loops of one step alone, 0.4 of them did.
     """
-    now = jnp.sum(state.ids == self.vocabulary.mask_id, -1)
+    now = jnp.sum(state.undecided, -1)
     left = self._left(at, state.to_draw, now)
     apart, here = self.change(state, new, old), now - left
     any_other = 1 - (1 - apart) ** here
