@@ -124,6 +124,7 @@ def get_base() -> ml_collections.ConfigDict:
   h.data = -1  # -1 takes the devices the others leave
   h.fsdp = 1  # shards parameters and batch
   h.tensor = 1  # shards heads and MLP
+  h.gather = 'step'  # step | use: gather the layers once, or at every loop
 
   c.sample = s = ml_collections.ConfigDict()
   s.method = 'ddim'  # ddim | ddpm; masked: confidence | halton

@@ -22,6 +22,7 @@ CHOICES = {
   'optim.schedule': ('constant', 'cosine', 'linear', 'rsqrt'),
   'sample.method': ('ddim', 'ddpm', 'confidence', 'halton'),
   'sample.guidance_mode': ('cfg', 'cfg_shallow', 'exit', 'cfg+exit'),
+  'mesh.gather': ('step', 'use'),
   'sample.watch': ('output', 'state'),
 }
 

@@ -35,6 +35,7 @@ def build_model(
     loop_embedding=blocks.LoopEmbedding(m.width, dtype)
     if m.loop_embedding
     else None,
+    gather=config.mesh.gather,
     mesh=mesh,
   )
 

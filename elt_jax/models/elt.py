@@ -7,6 +7,8 @@ loop needs, and the caller composes them:
     h_final, h_exit = run_loops(block, h, num_loops, exit_loop)
     final, exit = head(h_final), head(h_exit)
 
+Training goes through `ELT.run`, which may gather the layers once for all loops.
+
 Parameters are a nested dict {'embed', 'layers', 'head'[, 'loop']}; the arrays
 of 'layers' are stacked over the N unique layers on their first axis.
 """
@@ -21,6 +23,8 @@ import jax
 import jax.numpy as jnp
 
 from elt_jax import sharding
+from elt_jax.mesh import batch_shards
+from elt_jax.models.gather import Operands, gather_once
 from elt_jax.models.looped import Block, run_loops, run_loops_dynamic
 
 Array = jax.Array
@@ -51,6 +55,9 @@ class ELT:
     input_injection: adds the embedded input again before every later loop.
       Off in the paper.
     loop_embedding: module of the loop index, or None as in the paper.
+    gather: when `run` makes layers whole that are sharded over `fsdp`, and
+      sums their gradients over devices. 'step', once; 'use', wherever they are
+      used, at every loop again. The same for one loop, or one device.
     mesh: mesh of the activation constraints; None leaves them out.
   """
 
@@ -66,6 +73,7 @@ class ELT:
   residual_scale: float = 1.0
   input_injection: bool = False
   loop_embedding: nn.Module | None = None
+  gather: str = 'step'
   mesh: jax.sharding.Mesh | None = None
 
   def example_inputs(self) -> tuple[Array, ...]:
@@ -104,6 +112,43 @@ class ELT:
       h: [b, s, d] embedded input; block: (h, loop_index) -> h; head: h ->
       prediction.
     """
+    operands, head = self._operands(params, *inputs, keys=keys)
+    return operands.h0, self._block(operands), head
+
+  def run(
+    self,
+    loops: Callable[[Block, Array], Any],
+    params: Params,
+    *inputs: Array,
+    keys: Array | None = None,
+  ) -> tuple[Any, Head]:
+    """(`loops(block, h)`, head), the layers gathered as `gather` says.
+
+    Args:
+      loops: (block, h) -> tree of states [..., b, s, d], as of `models.looped`.
+      params, inputs, keys: as for `bind`.
+    """
+    operands, head = self._operands(params, *inputs, keys=keys)
+    split = self.mesh is not None and batch_shards(self.mesh) > 1
+    if self.gather == 'use' or self.max_loops == 1 or not split:
+      return loops(self._block(operands), operands.h0), head
+    boxed = jax.eval_shape(
+      lambda: self.init(jax.random.key(0), *self.example_inputs())
+    )
+    # Every device sees its own part of the batch: nothing to constrain.
+    inside = dataclasses.replace(self, mesh=None)
+    states = gather_once(
+      loops,
+      inside._block,
+      operands,
+      sharding.axis_names(boxed['layers']),
+      self.mesh,
+    )
+    return states, head
+
+  def _operands(
+    self, params: Params, *inputs: Array, keys: Array | None
+  ) -> tuple[Operands, Head]:
     with jax.named_scope('embed'):
       h, c = self.embed.apply(
         {'params': params['embed']}, *inputs, **_dropout(keys, 0)
@@ -119,7 +164,8 @@ class ELT:
       with jax.named_scope('head'):
         return self.head.apply({'params': params['head']}, h, c)
 
-    return h, self._block(params, modulations, h, keys), head
+    loop = params.get('loop')
+    return Operands(params['layers'], modulations, h, loop, keys), head
 
   def apply(
     self,
@@ -146,11 +192,10 @@ class ELT:
       return h
     return sharding.constrain(h, ('batch', None, None), self.mesh)
 
-  def _block(
-    self, params: Params, modulations: Any, h0: Array, keys: Array | None
-  ) -> Block:
+  def _block(self, operands: Operands) -> Block:
     """One application of the N layers: g in the paper."""
-    stacked = (params['layers'], modulations, jnp.arange(self.num_layers))
+    layers, modulations, h0, loop, keys = operands
+    stacked = (layers, modulations, jnp.arange(self.num_layers))
     # In a scan nothing can merge the recomputation with the forward pass;
     # unrolled, the compiler would, and undo it.
     remat = functools.partial(jax.checkpoint, prevent_cse=self.unroll_loops)
@@ -178,9 +223,7 @@ class ELT:
       if self.input_injection:
         h = h + jnp.where(loop_index > 0, h0, 0)
       if self.loop_embedding is not None:
-        h = h + self.loop_embedding.apply(
-          {'params': params['loop']}, loop_index
-        )
+        h = h + self.loop_embedding.apply({'params': loop}, loop_index)
       with jax.named_scope('block'):
         if self.scan_layers:
           h, _ = jax.lax.scan(

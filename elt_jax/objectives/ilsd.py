@@ -17,14 +17,13 @@ worse on either side, also beyond.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from elt_jax.models.elt import ELT
-from elt_jax.models.looped import loop_states, run_loops
+from elt_jax.models.looped import Block, loop_states, run_loops
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -74,24 +73,30 @@ class ExitLoss:
     self, model: ELT, params: Any, problem: Problem, step: Array
   ) -> tuple[Array, Metrics]:
     """The loss of one batch: (scalar, each of its terms)."""
-    h, block, head = model.bind(
-      params, *problem.inputs, keys=problem.dropout_keys
-    )
     most, key, metrics = model.max_loops, problem.key, {}
     if self.random_depth:
       key, key_depth = jax.random.split(key)
       most = jax.random.randint(key_depth, (), self.random_depth, most + 1)
       metrics['depth'] = most
-      # One program: later loops are skipped and leave the state as it is.
-      whole, skip = block, lambda h, i: h
-      block = lambda h, i: jax.lax.cond(i < most, whole, skip, h, i)
-    run = functools.partial(
-      run_loops, block, h, model.max_loops, unroll=model.unroll_loops
-    )
+    exit_loop = None
     if self.exits == 'ilsd':
       exit_loop = draw_exit_loop(key, self.min_loops, most)
-      h, h_exit = run(exit_loop)
-      teacher, student = head(h), head(h_exit)
+
+    def loops(block: Block, h: Array) -> Any:
+      count, unroll = model.max_loops, model.unroll_loops
+      if self.exits == 'all':
+        return loop_states(block, h, count, unroll=unroll)
+      if self.random_depth:
+        # One program: later loops are skipped and leave the state as it is.
+        whole, skip = block, lambda h, i: h
+        block = lambda h, i: jax.lax.cond(i < most, whole, skip, h, i)
+      return run_loops(block, h, count, exit_loop, unroll=unroll)
+
+    states, head = model.run(
+      loops, params, *problem.inputs, keys=problem.dropout_keys
+    )
+    if self.exits == 'ilsd':
+      teacher, student = map(head, states)
       weight = gt_weight(step, self.num_steps)
       terms = {
         'gt_final': problem.ground_truth(teacher),
@@ -106,15 +111,13 @@ class ExitLoss:
       metrics |= {'gt_weight': weight, 'exit_loop': exit_loop}
       return loss, terms | metrics
     if self.exits == 'all':
-      states = loop_states(block, h, model.max_loops, unroll=model.unroll_loops)
       exits = states[self.min_loops - 1 :]
       losses = jax.lax.map(
         lambda state: problem.ground_truth(head(state)), exits
       )
       terms = {'gt_final': losses[-1], 'gt_exit': jnp.mean(losses[:-1])}
       return terms['gt_final'] + terms['gt_exit'], terms
-    h, _ = run()
-    loss = problem.ground_truth(head(h))
+    loss = problem.ground_truth(head(states[0]))
     return loss, {'gt_final': loss} | metrics
 
 
