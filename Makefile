@@ -5,7 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: venv quickstart masked video test lint format bench ablation
+.PHONY: venv quickstart masked video test lint format bench ablation \
+  compile-check
 
 venv: $(READY)
 
@@ -63,6 +64,12 @@ format: venv
 
 bench: venv
 	$(BIN)/python -m elt_jax.bench
+
+# Every paper-scale config through the compiler of the TPU, which needs no TPU:
+# runs/compile_check/table.md. Hours; goes on where it was.
+compile-check: venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[tpu]"
+	$(BIN)/python launch/compile_table.py --out=runs/compile_check
 
 # ILSD against vanilla looping, deep supervision and no looping: runs/ablation/.
 ablation: venv

@@ -13,9 +13,9 @@ from elt_jax import mesh as mesh_lib
 from elt_jax import sharding
 from elt_jax.sharding import batch_sharding
 from tests.conftest import tiny_config
-from tests.helpers import ONE_DEVICE, Stack, make_batch
+from tests.helpers import ONE_DEVICE, Stack, make_batch, masked_config
 
-GOLDEN = pathlib.Path(__file__).parent / 'goldens' / 'dit_specs.json'
+GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 MESHES = {
   'data': {'data': 8, 'fsdp': 1, 'tensor': 1},
   'fsdp': {'data': 1, 'fsdp': 8, 'tensor': 1},
@@ -75,8 +75,16 @@ def test_sharded_steps_equal_the_step_on_one_device(config, name):
   jax.tree.map(compare, want.ema, got.ema)
 
 
-def test_specs_are_the_golden_ones(config):
+@pytest.mark.parametrize('name', ['dit', 'bert', 'vqgan'])
+def test_specs_are_the_golden_ones(config, name):
   """Refresh by deleting the file and running this test once; read the diff."""
+  golden = GOLDENS / f'{name}_specs.json'
+  if name == 'bert':
+    config = masked_config(config)
+  if name == 'vqgan':
+    config = masked_config(config)
+    config.model.family = 'tokenizer'
+    config.tokenizer.adversarial = 0.1
   stack = Stack(config, MESHES['all'])
   found = {}
   flat = jax.tree.leaves(stack.specs, is_leaf=lambda x: isinstance(x, P))
@@ -84,12 +92,12 @@ def test_specs_are_the_golden_ones(config):
   for (path, _), spec in zip(paths, flat, strict=True):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     found[name] = ' '.join('-' if a is None else str(a) for a in spec)
-  if not GOLDEN.exists():
-    GOLDEN.write_text(json.dumps(found, indent=1, sort_keys=True) + '\n')
+  if not golden.exists():
+    golden.write_text(json.dumps(found, indent=1, sort_keys=True) + '\n')
     pytest.fail(
-      f'{GOLDEN} was missing and has been written; read and commit it.'
+      f'{golden} was missing and has been written; read and commit it.'
     )
-  assert found == json.loads(GOLDEN.read_text())
+  assert found == json.loads(golden.read_text())
 
 
 def test_little_is_left_replicated_under_fsdp(config):

@@ -62,13 +62,11 @@ def gather_once(
   specs = jax.tree.map(lambda x: _spec(x, mesh), names, is_leaf=is_names)
 
   def on_device(operands: Operands) -> Any:
-    layers = jax.tree_util.tree_map_with_path(
-      lambda path, x, spec: _whole(
-        x, spec, operands.h0.dtype if path[-1].key == 'kernel' else x.dtype
-      ),
-      operands.layers,
-      specs,
-    )
+    def whole(path: Any, x: Array, spec: P) -> Array:
+      dtype = operands.h0.dtype if path[-1].key == 'kernel' else x.dtype
+      return _whole(x, spec, dtype, flat=mesh.shape['tensor'] == 1)
+
+    layers = jax.tree_util.tree_map_with_path(whole, operands.layers, specs)
     operands = operands._replace(layers=layers)
     return loops(build_block(operands), operands.h0)
 
@@ -92,16 +90,22 @@ def _spec(names: Sequence[str | None], mesh: Mesh) -> P:
   return P(*(axis if split and axis == 'fsdp' else None for axis in spec))
 
 
-def _whole(x: Array, spec: P, dtype: Any) -> Array:
+def _whole(x: Array, spec: P, dtype: Any, flat: bool) -> Array:
   """A device's shard of a parameter -> the whole parameter.
 
   It travels in the dtype in which it is used, as its gradient does, and the
-  gradient is summed over loops in its own.
+  gradient is summed over loops in its own. `flat` joins the axes behind the
+  gathered one on the way: the gradients of arrays of four axes and more, the
+  compiler for TPU sums in whole and cuts then, at twice the bytes.
   """
   kept, x = x.dtype, x.astype(dtype)
-  for dimension, axis in enumerate(spec):
-    if axis:
-      x = jax.lax.all_gather(x, axis, axis=dimension, tiled=True)
+  if 'fsdp' in spec:
+    dimension = spec.index('fsdp')
+    behind = x.shape[dimension + 1 :]
+    if flat and len(behind) > 1:
+      x = x.reshape(*x.shape[: dimension + 1], -1)
+    x = jax.lax.all_gather(x, 'fsdp', axis=dimension, tiled=True)
+    x = x.reshape(*x.shape[: dimension + 1], *behind)
   # Here, before the loops, it begins to differ from device to device: so here
   # its gradient is summed over those that hold the same.
   same = tuple(axis for axis in _AXES if axis not in spec)

@@ -1,0 +1,158 @@
+"""The real train step and sampler, compiled for devices that are not here.
+
+Everything is abstract: shapes, dtypes and shardings. The compiler of a TPU
+comes with the package libtpu and runs on any machine.
+"""
+
+import importlib.util
+import os
+import re
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from elt_jax import config as config_lib
+from elt_jax import mesh as mesh_lib
+from elt_jax import optim, sharding, train_state
+from elt_jax.models import build_model, grid
+from elt_jax.objectives import build_objective
+from elt_jax.samplers import build_sampler
+from elt_jax.samplers.plan import build_plan
+from elt_jax.train_step import build_train_step
+
+
+class DoesNotFit(Exception):
+  """The program needs more memory than a chip has.
+
+  Attributes:
+    needed: bytes, where the compiler says so, or None.
+  """
+
+  def __init__(self, message: str, needed: int | None):
+    super().__init__(message)
+    self.needed = needed
+
+
+def tpu_devices(topology: str) -> list[Any]:
+  """The chips of a slice, as 'v6e:2x4'; call it before JAX is used.
+
+  Raises:
+    ValueError: if there is no such topology, or libtpu is not installed.
+  """
+  if importlib.util.find_spec('libtpu') is None:
+    raise ValueError(
+      f'Compiling for {topology} needs the package libtpu: pip install '
+      '"jax[tpu]". No TPU is needed.'
+    )
+  jax.config.update('jax_platforms', 'cpu')
+  # Else libtpu looks for the metadata of the machine it is on.
+  os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+  os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v6e-8')
+  os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  try:
+    return list(
+      topologies.get_topology_desc(
+        platform='tpu', topology_name=topology
+      ).devices
+    )
+  except jax.errors.JaxRuntimeError as e:
+    raise ValueError(
+      f'There is no TPU topology {topology!r}: a generation and a shape, as '
+      f'v6e:2x4, v5e:16x16 or v5p:2x2x2. ({str(e).splitlines()[0]})'
+    ) from None
+
+
+def lower_train_step(config: Any, devices: list[Any]) -> jax.stages.Lowered:
+  """The step of `config` on a mesh over `devices`, its batch as the loader's.
+
+  Raises:
+    ValueError: if mesh, batch or parameters do not divide.
+  """
+  mesh = mesh_lib.build_mesh(config.mesh, devices)
+  mesh_lib.check_batch(config, mesh)
+  model = build_model(config, mesh)
+  optimizer = optim.build_optimizer(config)
+  abstract, specs = train_state.state_specs(model, optimizer, mesh)
+  shardings = sharding.to_shardings(specs, mesh)
+  objective = build_objective(config, model)
+  step = build_train_step(config, objective, optimizer, mesh, shardings)
+  state = sharding.with_shardings(abstract, shardings)
+  return step.lower(state, _batch(config, mesh))
+
+
+def lower_sampler(config: Any, devices: list[Any]) -> jax.stages.Lowered:
+  """The sampler of a looped model, split over `devices` as `sample` does it.
+
+  Its programs serve every number of loops; the tokenizer is not in it.
+  """
+  mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}, devices)
+  model = build_model(config, mesh)
+  params, specs = train_state.param_specs(model, mesh)
+  params = sharding.with_shardings(params, sharding.to_shardings(specs, mesh))
+  batch = -(-config.sample.batch_size // mesh.size) * mesh.size
+  rows = lambda *shape: jax.ShapeDtypeStruct(
+    (batch, *shape), jnp.int32, sharding=sharding.batch_sharding(mesh)
+  )
+  given = {'known': rows(*grid(config))} if _masked(config) else {}
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  key = jax.ShapeDtypeStruct(
+    key.shape, key.dtype, sharding=NamedSharding(mesh, P())
+  )
+  plan = build_plan(config, config.model.max_loops)
+  program = jax.jit(build_sampler(config, model).__call__)
+  return program.lower(params, key, rows(), plan=plan, index=rows(), **given)
+
+
+def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+  """Compiles.
+
+  Raises:
+    DoesNotFit: if a chip has too little memory.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    used = re.search(r'[Uu]sed ([\d.]+)([KMG]) of', str(e))
+    needed = None
+    if used:
+      needed = int(float(used[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[used[2]])
+    raise DoesNotFit(str(e).splitlines()[0], needed) from None
+
+
+def memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Bytes on each device: {'arguments', 'outputs', 'temporaries', ...}.
+
+  'outputs' are those that take no argument's place; 'total' is all at once.
+  """
+  stats = compiled.memory_analysis()
+  found = {
+    'arguments': stats.argument_size_in_bytes,
+    'outputs': stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    'temporaries': stats.temp_size_in_bytes,
+    'program': stats.generated_code_size_in_bytes,
+  }
+  return found | {'total': sum(found.values())}
+
+
+def _masked(config: Any) -> bool:
+  return config.model.family == 'masked'
+
+
+def _batch(config: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  rows = lambda shape, dtype: jax.ShapeDtypeStruct(
+    (config.train.batch_size, *shape),
+    dtype,
+    sharding=sharding.batch_sharding(mesh),
+  )
+  if _masked(config):
+    example = {'tokens': rows(grid(config), jnp.int32)}
+  else:
+    example = {'image': rows(config_lib.sample_shape(config), jnp.uint8)}
+  integer = rows((), jnp.int32)
+  return example | {'label': integer, 'index': integer}

@@ -1,0 +1,234 @@
+"""Compiling ahead of time: on fake devices here, for TPU where libtpu is."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import types
+
+from absl import flags
+import jax
+import pytest
+
+from elt_jax import ahead_of_time as aot
+from elt_jax import flops, roofline
+from elt_jax.validation import validate
+from launch import compile_check, compile_table
+from tests.conftest import tiny_config
+from tests.helpers import masked_config
+
+CHIP = roofline.Chip(1e12, 1e11, 1e10, 2**30)
+HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
+
+
+@pytest.fixture
+def eight(monkeypatch):
+  """The fake devices of the tests stand in for a slice."""
+  chips = lambda topology: (CHIP, jax.devices())
+  monkeypatch.setattr(compile_check, '_chips', chips)
+
+
+def sharded(config):
+  config.model.update({'width': 32, 'num_heads': 4})
+  config.mesh.update({'data': 1, 'fsdp': 8})
+  config.train.batch_size = 16
+  return validate(config)
+
+
+@pytest.mark.parametrize(
+  'make', [tiny_config, lambda: masked_config(tiny_config())]
+)
+def test_a_report_holds_what_the_compiler_says(eight, make):
+  config = sharded(make())
+  report = compile_check.check(config, 'v6e:2x4')
+  memory = report['train_step']['memory']
+  # Parameters, two moments and the average, in float32, over eight chips.
+  state = 4 * 4 * report['parameters']
+  assert state / 8 < memory['arguments'] < state / 4
+  assert memory['temporaries'] > 0
+  assert (
+    report['hbm_bytes_per_chip']
+    == memory['total']
+    == sum(
+      memory[k] for k in ('arguments', 'outputs', 'temporaries', 'program')
+    )
+  )
+  assert report['batch_per_chip'] == 2 and report['chips'] == 8
+  sent = report['collectives']
+  assert sent['all-gather']['bytes'] > 0 and sent['reduce-scatter']['count'] > 0
+  assert report['flops'] == flops.flops_per_step(config)
+  floor = report['floor']
+  assert floor['compute'] == report['flops'] / 8 / CHIP.flops
+  assert floor['links'] == sum(x['bytes'] for x in sent.values()) / 1e10
+  assert floor['seconds'] == max(floor[k] for k in ('compute', 'hbm', 'links'))
+  assert floor['mfu'] == floor['compute'] / floor['seconds'] < 1
+  # Samplers split samples, and send nothing between them.
+  assert report['sampler']['collectives'] == {}
+  assert 'GiB' in compile_check.text(report)
+  json.dumps(report)
+
+
+def test_fewer_unique_layers_at_one_depth_need_less(eight):
+  config = sharded(tiny_config())
+  depth = config.model.num_layers * config.model.max_loops
+  reports = {
+    n: compile_check.check(compile_check.at_depth(config, n), 'v6e:2x4', False)
+    for n in (depth, 1)
+  }
+  looped, unique = reports[depth], reports[1]
+  assert looped['parameters'] < unique['parameters']
+  arguments = lambda report: report['train_step']['memory']['arguments']
+  assert arguments(looped) < arguments(unique)
+  assert 'sampler' not in looped
+  with pytest.raises(ValueError, match='2 does not divide the depth 3'):
+    compile_check.at_depth(config, 2)
+
+
+def test_the_largest_batch_is_looked_for(eight, monkeypatch):
+  """Against a compiler whose memory grows by 100 an example, from 1,000."""
+  tried = []
+
+  def compiled(config):
+    tried.append(config.train.batch_size // 8)
+    return 1000 + 100 * tried[-1]
+
+  monkeypatch.setattr(aot, 'lower_train_step', lambda c, devices: compiled(c))
+  monkeypatch.setattr(aot, 'compile_program', lambda needed: needed)
+  monkeypatch.setattr(aot, 'memory', lambda needed: {'total': needed})
+  chip = roofline.Chip(1, 1, 1, 1000 + 100 * 37 + 50)
+  monkeypatch.setattr(compile_check, '_chips', lambda t: (chip, jax.devices()))
+  found = compile_check.find_batch(sharded(tiny_config()), 'v6e:2x4')
+  assert found['largest_batch_per_chip'] == 37
+  assert tried == [2, 1, 37]
+
+  # The compiler names no number where far too much is asked.
+  def refuses(needed):
+    if needed > 1150:
+      raise aot.DoesNotFit('RESOURCE_EXHAUSTED', None)
+    return needed
+
+  monkeypatch.setattr(aot, 'compile_program', refuses)
+  found = compile_check.find_batch(sharded(tiny_config()), 'v6e:2x4')
+  assert found['largest_batch_per_chip'] == 1
+
+
+# How ml_collections loads the file of --config.
+loads_a_config = pytest.mark.filterwarnings(
+  'ignore:.*load_module.*:DeprecationWarning'
+)
+
+
+@loads_a_config
+def test_what_does_not_fit_says_what_to_change(eight, monkeypatch, capsys):
+  class Lowered:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(
+        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used '
+        '40.50G of 31.25G hbm. Exceeded hbm capacity by 9.25G.'
+      )
+
+  with pytest.raises(aot.DoesNotFit) as error:
+    aot.compile_program(Lowered())
+  assert error.value.needed == int(40.5 * 2**30)
+  monkeypatch.setattr(aot, 'lower_train_step', lambda *_: Lowered())
+  with pytest.raises(SystemExit, match='3'):
+    run('--topology=v6e:2x4', '--config=configs/mnist_diffusion.py')
+  assert 'Does not fit v6e:2x4: RESOURCE_EXHAUSTED' in capsys.readouterr().out
+
+
+def run(*args):
+  values = flags.FlagValues()
+  compile_check._define(values)
+  values(['compile_check', *args])
+  compile_check.main(values)
+
+
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'mesh.fsdp': 3}, 'does not fit 8 devices'),
+    ({'train.batch_size': 12}, 'must be a multiple'),
+    ({'mesh.fsdp': 1, 'mesh.tensor': 8}, '4 does not divide'),
+  ],
+)
+def test_what_does_not_divide_is_refused(changes, message):
+  config = sharded(tiny_config()).copy_and_resolve_references()
+  config.update_from_flattened_dict(changes)
+  with pytest.raises(ValueError, match=message):
+    aot.lower_train_step(config, jax.devices())
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason='libtpu is installed')
+def test_without_libtpu_the_command_says_what_to_install():
+  with pytest.raises(ValueError, match=r'pip install "jax\[tpu\]"'):
+    aot.tpu_devices('v6e:2x4')
+
+
+def tpu_command(*args):
+  """The command as a user runs it: JAX must not have begun on CPU devices."""
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  return subprocess.run(
+    [sys.executable, 'launch/compile_check.py', *args],
+    capture_output=True,
+    text=True,
+    env=env,
+  )
+
+
+needs_libtpu = pytest.mark.skipif(
+  not HAS_LIBTPU, reason='NOT COMPILED FOR TPU: pip install "jax[tpu]"'
+)
+
+
+@needs_libtpu
+def test_a_small_model_compiles_for_a_tpu():
+  done = tpu_command(
+    '--topology=v6e:2x4',
+    '--config=configs/mnist_diffusion.py',
+    '--config.mesh.fsdp=8',
+    '--config.model.unroll_loops=False',
+    '--json',
+    '--nosampler',
+  )
+  assert done.returncode == 0, done.stderr
+  report = json.loads(done.stdout)
+  assert report['chips'] == 8 and report['collectives']['all-gather']['count']
+
+
+@needs_libtpu
+def test_an_unknown_topology_is_one_line():
+  done = tpu_command(
+    '--topology=v6e:3x3', '--config=configs/mnist_diffusion.py'
+  )
+  assert done.returncode == 2 and 'There is no TPU topology' in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
+  """A finished report is kept; one that does not fit has a row too."""
+  report = compile_check.check(sharded(tiny_config()), 'v6e:2x4', False)
+  calls = []
+
+  def fake(command, **kwargs):
+    calls.append(command)
+    fits = 'v6e' in command[-1]
+    out = report if fits else {'error': 'Does not fit v5e:2x4: ...'}
+    return types.SimpleNamespace(
+      returncode=0 if fits else 3, stdout=json.dumps(out), stderr=''
+    )
+
+  monkeypatch.setattr(compile_table.subprocess, 'run', fake)
+  name = 'imagenet256_masked.py:XL_7Nx4L'
+  args = ['compile_table', f'--out={tmp_path}', f'--configs={name}']
+  for _ in range(2):
+    monkeypatch.setattr(sys, 'argv', args)
+    compile_table.main()
+  assert len(calls) == 2
+  table = (tmp_path / 'table.md').read_text()
+  assert '| imagenet256_masked:XL_7Nx4L | v5e:2x4 | | does not fit' in table
+  assert '| imagenet256_masked:XL_7Nx4L | v6e:2x4 | 2 | 0.0 of 1.0 |' in table
+  monkeypatch.setattr(sys, 'argv', [*args[:2], '--configs=nothing.py'])
+  with pytest.raises(SystemExit, match='nothing.py'):
+    compile_table.main()
+  assert len(compile_table.variants()) > 20
