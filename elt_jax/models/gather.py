@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -62,13 +63,19 @@ def gather_once(
   specs = jax.tree.map(lambda x: _spec(x, mesh), names, is_leaf=is_names)
 
   def on_device(operands: Operands) -> Any:
-    def whole(path: Any, x: Array, spec: P) -> Array:
+    def whole(path: Any, x: Array, spec: P) -> _Whole:
       dtype = operands.h0.dtype if path[-1].key == 'kernel' else x.dtype
-      return _whole(x, spec, dtype, flat=mesh.shape['tensor'] == 1)
+      return _Whole(*_gather(x, spec, dtype, flat=mesh.shape['tensor'] == 1))
 
     layers = jax.tree_util.tree_map_with_path(whole, operands.layers, specs)
-    operands = operands._replace(layers=layers)
-    return loops(build_block(operands), operands.h0)
+
+    def block(h: Array, loop_index: Array) -> Array:
+      used = jax.tree.map(
+        lambda w: _use(*w), layers, is_leaf=lambda w: isinstance(w, _Whole)
+      )
+      return build_block(operands._replace(layers=used))(h, loop_index)
+
+    return loops(block, operands.h0)
 
   states = jax.eval_shape(lambda h: loops(lambda h, i: h, h), operands.h0)
   run = jax.shard_map(
@@ -90,23 +97,58 @@ def _spec(names: Sequence[str | None], mesh: Mesh) -> P:
   return P(*(axis if split and axis == 'fsdp' else None for axis in spec))
 
 
-def _whole(x: Array, spec: P, dtype: Any, flat: bool) -> Array:
-  """A device's shard of a parameter -> the whole parameter.
+class _Whole(NamedTuple):
+  """A whole parameter, and zeros that its gradient is summed into.
 
-  It travels in the dtype in which it is used, as its gradient does, and the
-  gradient is summed over loops in its own. `flat` joins the axes behind the
-  gathered one on the way: the gradients of arrays of four axes and more, the
-  compiler for TPU sums in whole and cuts then, at twice the bytes.
+  The sum over loops is then of float32, and the parameter need not be: a
+  second copy of the layers would be whole on every device.
   """
-  kept, x = x.dtype, x.astype(dtype)
-  if 'fsdp' in spec:
-    dimension = spec.index('fsdp')
-    behind = x.shape[dimension + 1 :]
-    if flat and len(behind) > 1:
-      x = x.reshape(*x.shape[: dimension + 1], -1)
-    x = jax.lax.all_gather(x, 'fsdp', axis=dimension, tiled=True)
-    x = x.reshape(*x.shape[: dimension + 1], *behind)
-  # Here, before the loops, it begins to differ from device to device: so here
-  # its gradient is summed over those that hold the same.
-  same = tuple(axis for axis in _AXES if axis not in spec)
-  return jax.lax.pcast(x, same, to='varying').astype(kept)
+
+  value: Array
+  total: Array
+
+
+@jax.custom_vjp
+def _use(value: Array, total: Array) -> Array:
+  """`value`; its gradient goes to `total`."""
+  del total
+  return value
+
+
+_use.defvjp(
+  lambda value, total: (value, None),
+  lambda _, gradient: (jnp.zeros_like(gradient), gradient.astype(jnp.float32)),
+)
+
+
+def _gather(x: Array, spec: P, dtype: Any, flat: bool) -> tuple[Array, Array]:
+  """A device's shard of a parameter -> (the whole parameter, zeros).
+
+  Both ways it travels in `dtype`, in which it is used. `flat` joins the axes
+  behind the gathered one for the reduction: gradients of four axes and more
+  the compiler for TPU sums in whole and cuts then, at twice the bytes.
+  """
+  dimension = spec.index('fsdp') if 'fsdp' in spec else None
+
+  @jax.custom_vjp
+  def gather(x: Array) -> tuple[Array, Array]:
+    value = x.astype(dtype)
+    if dimension is not None:
+      value = jax.lax.all_gather(value, 'fsdp', axis=dimension, tiled=True)
+    rest = tuple(axis for axis in _AXES if axis not in spec)
+    value = jax.lax.pcast(value, rest, to='varying')
+    return value, jnp.zeros_like(value, jnp.float32)
+
+  def reduce(_: None, gradients: tuple[Array, Array]) -> tuple[Array]:
+    total = gradients[1].astype(dtype)
+    if dimension is None:
+      return (jax.lax.psum(total, _AXES).astype(x.dtype),)
+    if flat and total.ndim > dimension + 2:
+      total = total.reshape(*total.shape[: dimension + 1], -1)
+    shard = jax.lax.psum_scatter(
+      total, 'fsdp', scatter_dimension=dimension, tiled=True
+    )
+    return (jax.lax.psum(shard, 'data').reshape(x.shape).astype(x.dtype),)
+
+  gather.defvjp(lambda x: (gather(x), None), reduce)
+  return gather(x)
