@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: venv quickstart masked video test lint format bench ablation \
-  compile-check
+  compile-check test-slow
 
 venv: $(READY)
 
@@ -52,7 +52,11 @@ video: venv
 	  --loops=1,2,3 --num=10 --scale=3 --out=runs/moving_mnist_masked/loops.gif
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+# Those that repeat what others show, in more places or at more length.
+test-slow: venv
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 lint: venv
 	$(BIN)/ruff check .

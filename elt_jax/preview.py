@@ -7,7 +7,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import viz
+from elt_jax import hosts, viz
 from elt_jax.data import sources
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.samplers.draw import Draw
@@ -51,7 +51,7 @@ def _reconstructions(config: Any, model: Any, count: int) -> Preview:
   )
 
   def preview(params: Any) -> np.ndarray:
-    y = jax.device_get(there_and_back(params, x))
+    y = hosts.fetch(there_and_back(params, x))
     return viz.versions(viz.to_uint8(2 * np.stack([x, y]) - 1))
 
   return preview

@@ -6,6 +6,9 @@
 The workdir receives config.json, checkpoints/, logs/ (metrics.jsonl and
 TensorBoard events) and samples/. Running the same command again continues
 from the newest checkpoint, bit for bit. SIGTERM and Ctrl-C save and stop.
+
+With --multihost every host of a slice runs this command, on a workdir that all
+of them see; see `elt_jax.hosts`. SIGTERM on one saves and stops all.
 """
 
 import logging
@@ -23,6 +26,7 @@ from elt_jax import (
   checkpoint,
   cli,
   flops,
+  hosts,
   optim,
   sample,
   sharding,
@@ -77,9 +81,13 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     flops.count_params(abstract.params),
     100 * sharding.replicated_share(abstract, shardings),
   )
-  config_lib.claim_workdir(config, workdir)
-  if tokenizer:
-    keep_tokenizer(tokenizer, workdir)
+
+  def claim() -> None:
+    config_lib.claim_workdir(config, workdir)
+    if tokenizer:
+      keep_tokenizer(tokenizer, workdir)
+
+  hosts.once('claim', claim)
   k = config.checkpoint
   with (
     Interrupt() as interrupt,
@@ -129,7 +137,8 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
           progress.restart(metrics)
         window.add(metrics)
         progress.step()
-        stop = interrupt.asked  # Read once: it may change at any time.
+        # Read once: it may change at any time.
+        stop = interrupt.asked or hosts.preempted(step)
         last = stop or step == num_steps
         look = telemetry and step % config.train.telemetry_every_steps == 0
         if last or look or step % config.train.log_every_steps == 0:
@@ -147,8 +156,9 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
         if preview and not stop and step % config.train.sample_every_steps == 0:
           began = time.monotonic()
           picture = preview(state.ema)
-          path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
-          viz.save_png(path, picture, scale=2)
+          if jax.process_index() == 0:
+            path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
+            viz.save_png(path, picture, scale=2)
           writer.write_images(step, {'samples': picture})
           progress.skip_time(time.monotonic() - began)
         if stop:
@@ -231,7 +241,8 @@ class Window:
 class Interrupt:
   """Turns SIGTERM and Ctrl-C into a request to stop after this step.
 
-  A second Ctrl-C interrupts at once.
+  A second Ctrl-C interrupts at once. Of several hosts none may stop alone:
+  there SIGTERM is left to JAX, see `hosts.preempted`, and Ctrl-C saves nothing.
   """
 
   def __init__(self):
@@ -244,6 +255,8 @@ class Interrupt:
     signal.signal(number, self._previous[number])
 
   def __enter__(self) -> 'Interrupt':
+    if jax.process_count() > 1:
+      return self
     for number in (signal.SIGTERM, signal.SIGINT):
       self._previous[number] = signal.signal(number, self._ask)
     return self
@@ -277,9 +290,14 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'Directory of the run.', flag_values=values
   )
+  flags.DEFINE_boolean(
+    'multihost', False, 'One of several hosts of a run.', flag_values=values
+  )
 
 
 def main(args: flags.FlagValues) -> None:
+  if args.multihost:
+    hosts.join()
   train(cli.required(args, 'config'), cli.workdir(args))
 
 

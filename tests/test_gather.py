@@ -50,7 +50,7 @@ def two_steps(gather, mesh, changes=()):
         ('objective.randomize_max_loops', 2),
       ),
     ),
-    (DATA, (('objective.exits', 'all'),)),
+    pytest.param(DATA, (('objective.exits', 'all'),), marks=pytest.mark.slow),
   ],
 )
 def test_both_ways_take_the_same_steps(mesh, changes):

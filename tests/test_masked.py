@@ -78,9 +78,9 @@ def ids_seen(objective, params, batch, step=0):
     def __getattr__(self, name):
       return getattr(objective.model, name)
 
-    def bind(self, params, ids, keys):
+    def run(self, loops, params, ids, keys):
       seen.append(ids)
-      return objective.model.bind(params, ids, keys=keys)
+      return objective.model.run(loops, params, ids, keys=keys)
 
   spied = dataclasses.replace(objective, model=Spy())
 

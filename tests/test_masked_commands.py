@@ -159,7 +159,7 @@ def test_known_tokens_are_those_the_mask_does_not_touch():
   class Stub:
     grid = (2, 3)
 
-    def encode(self, pixels):
+    def encode(self, pixels, batch_size):
       assert pixels.shape == (1, 8, 12, 1) and pixels.max() <= 1
       return np.arange(6).reshape(1, 2, 3)
 

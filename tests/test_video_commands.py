@@ -231,6 +231,7 @@ def test_prediction_is_measured_beside_pasted_clips(chain, monkeypatch, commit):
   assert picture.shape == (4 * (4 * 18 + 2), 8 * 18 + 2, 3)
 
 
+@pytest.mark.slow
 def test_tasks_on_the_command_line(chain, monkeypatch, tmp_path):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
   args = [f'--workdir={chain}/masked', '--num=4', '--loops=2']

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import sharding
+from elt_jax import hosts, sharding
 from elt_jax.keys import random_stream
 from elt_jax.mesh import batch_shards
 from elt_jax.models.elt import ELT
@@ -241,7 +241,7 @@ class Draw:
       parts = {k: v[index] for k, v in rows.items()} | {'index': index}
       parts = jax.device_put(parts, batched)
       out.append(program(params, key, plan=plan, **parts))
-    return jax.device_get(out)
+    return hosts.fetch(out)
 
   def _program(self, num_steps: int) -> Any:
     """The compiled sampler of K steps; a round of refinement has its own."""
@@ -261,7 +261,7 @@ class Draw:
       self.tokenizer.decode(jax.device_put(tokens[index], batched))
       for index in sharding.padded_batches(len(tokens), self.batch_size)
     ]
-    return np.concatenate(jax.device_get(images))[: len(tokens)]
+    return np.concatenate(hosts.fetch(images))[: len(tokens)]
 
   def _given(
     self, num: int, known: np.ndarray | None, condition: np.ndarray | None

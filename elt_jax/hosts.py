@@ -1,0 +1,72 @@
+"""Several hosts, one program each: joining, writing once, stopping together.
+
+Every host runs the same command. On Cloud TPU the hosts find each other; in
+other places JAX_COORDINATOR_ADDRESS (host:port of host 0), JAX_NUM_PROCESSES
+and JAX_PROCESS_ID name them.
+"""
+
+from collections.abc import Callable
+import os
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+_PLACE = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+
+def join() -> None:
+  """Waits for every host; to be called before JAX is used.
+
+  Raises:
+    ValueError: if the hosts cannot be told from what is set.
+  """
+  given = {name: os.environ[name] for name in _PLACE if name in os.environ}
+  if given and len(given) < len(_PLACE):
+    raise ValueError(
+      f'--multihost: {", ".join(given)} is set; set all of '
+      f'{", ".join(_PLACE)}, or, on Cloud TPU, none.'
+    )
+  if not given:
+    jax.distributed.initialize()
+    return
+  address, count, host = given.values()
+  if not (count.isdecimal() and host.isdecimal() and int(host) < int(count)):
+    raise ValueError(
+      f'--multihost: JAX_PROCESS_ID = {host} must be a number below '
+      f'JAX_NUM_PROCESSES = {count}.'
+    )
+  jax.distributed.initialize(address, int(count), int(host))
+
+
+def once(name: str, write: Callable[[], None]) -> None:
+  """Host 0 calls `write`; the others wait for it."""
+  if jax.process_index() == 0:
+    write()
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def fetch(tree: Any) -> Any:
+  """Whole numpy arrays of a tree whose arrays are split over devices."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+
+  def whole(x: Any) -> np.ndarray:
+    if x.is_fully_replicated:
+      return jax.device_get(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(whole, tree)
+
+
+def preempted(step: int) -> bool:
+  """Whether all hosts stop after `step`, since one was told to (SIGTERM).
+
+  The hosts agree on a step that none has passed. One host alone is told by
+  its own signal handlers: False.
+  """
+  if jax.process_count() == 1:
+    return False
+  return multihost_utils.reached_preemption_sync_point(step)
