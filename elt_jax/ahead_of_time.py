@@ -87,9 +87,9 @@ def lower_train_step(config: Any, devices: list[Any]) -> jax.stages.Lowered:
 def lower_sampler(config: Any, devices: list[Any]) -> jax.stages.Lowered:
   """The sampler of a looped model, split over `devices` as `sample` does it.
 
-  Its programs serve every number of loops; the tokenizer is not in it.
+  Its program serves every number of loops; the tokenizer is not in it.
   """
-  mesh = mesh_lib.build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}, devices)
+  mesh = mesh_lib.data_mesh(devices)
   model = build_model(config, mesh)
   params, specs = train_state.param_specs(model, mesh)
   params = sharding.with_shardings(params, sharding.to_shardings(specs, mesh))

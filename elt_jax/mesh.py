@@ -41,9 +41,9 @@ def build_mesh(
   )
 
 
-def data_mesh() -> Mesh:
+def data_mesh(devices: list[Any] | None = None) -> Mesh:
   """Every device on the `data` axis: for work that only splits its batch."""
-  return build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1})
+  return build_mesh({'data': -1, 'fsdp': 1, 'tensor': 1}, devices)
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -90,12 +90,6 @@ def _check_divides(
       )
 
 
-def axis_names(boxed: Any) -> Any:
-  """Logical names of every parameter, from `nn.Partitioned` boxes."""
-  is_box = lambda x: isinstance(x, nn.Partitioned)
-  return jax.tree.map(lambda box: tuple(box.names), boxed, is_leaf=is_box)
-
-
 def param_specs(boxed: Any, mesh: Mesh) -> Any:
   """PartitionSpec of every parameter, from `nn.Partitioned` boxes.
 

@@ -99,14 +99,21 @@ def _program(lowered: Any, num_devices: int) -> dict[str, Any]:
   }
 
 
-def find_batch(config: Any, topology: str) -> dict[str, Any]:
+def find_batch(
+  config: Any, topology: str, needed: int | None = None
+) -> dict[str, Any]:
   """The largest batch per chip that compiles, to a sixteenth.
 
   Memory grows evenly with the batch: two compilations tell how fast, and those
-  that follow confirm it.
+  that follow confirm it. `needed` is what the config needs as it is, where that
+  is known, in bytes of a chip.
   """
   chip, devices = _chips(topology)
+  parts = len(devices) * config.train.accumulate_steps
+  high = max(2, config.train.batch_size // parts)
   tried = {}
+  if needed is not None and high * parts == config.train.batch_size:
+    tried[high] = needed
 
   def needs(batch: int) -> int:
     """Bytes of a chip with `batch` examples; infinite if not known."""
@@ -121,8 +128,6 @@ def find_batch(config: Any, topology: str) -> dict[str, Any]:
       _say(f'{batch} a chip: {tried[batch] / roofline.GIB:.2f} GiB')
     return tried[batch]
 
-  parts = len(devices) * config.train.accumulate_steps
-  high = max(2, config.train.batch_size // parts)
   while needs(high) == sys.maxsize and high > 1:
     high //= 2
   low = max(1, high // 2)
@@ -213,7 +218,8 @@ def main(args: flags.FlagValues) -> None:
     try:
       report = check(config, topology, args.sampler)
       if args.find_batch:
-        report |= find_batch(config, topology)
+        known = report['hbm_bytes_per_chip']
+        report |= find_batch(config, topology, known)
     except aot.DoesNotFit as e:
       report = {'error': f'Does not fit {topology}: {e} {REMEDIES}'}
     reports[name] = report

@@ -17,6 +17,10 @@ import pathlib
 import subprocess
 import sys
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+from elt_jax import files
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = (
   'imagenet256_masked',
@@ -35,7 +39,6 @@ OVERRIDES = {
 
 def variants() -> list[str]:
   """'file.py' or 'file.py:variant' of every paper-scale experiment."""
-  sys.path.insert(0, str(ROOT))
   found = []
   for name in FILES:
     module = importlib.import_module(f'configs.{name}')
@@ -63,9 +66,7 @@ def report(config: str, topology: str, out: pathlib.Path) -> dict:
   if done.returncode not in (0, TOO_LARGE):
     sys.exit(f'Error: {" ".join(command)}\n{done.stderr.strip()[-2000:]}')
   found = json.loads(done.stdout)
-  temporary = path.with_suffix('.tmp')
-  temporary.write_text(json.dumps(found, indent=2) + '\n')
-  temporary.rename(path)
+  files.write_text(path, json.dumps(found, indent=2) + '\n')
   return found
 
 
@@ -114,7 +115,7 @@ def main() -> None:
     for topology in args.topologies.split(',')
   ]
   table = HEAD + '\n'.join(rows) + '\n'
-  (out / 'table.md').write_text(table)
+  files.write_text(out / 'table.md', table)
   print(table)
 
 

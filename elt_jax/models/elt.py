@@ -141,7 +141,7 @@ class ELT:
       loops,
       inside._block,
       operands,
-      sharding.axis_names(boxed['layers']),
+      sharding.param_specs(boxed['layers'], self.mesh),
       self.mesh,
     )
     return states, head

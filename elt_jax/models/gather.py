@@ -8,7 +8,7 @@ gather and, in the backward pass, one reduction. The price is memory: N layers
 are whole on every device through the step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -46,7 +46,7 @@ def gather_once(
   loops: Callable[[Block, Array], Any],
   build_block: Callable[[Operands], Block],
   operands: Operands,
-  names: Any,
+  specs: Any,
   mesh: Mesh,
 ) -> Any:
   """`loops(block, h0)`, its layers gathered before and reduced after.
@@ -55,12 +55,12 @@ def gather_once(
     loops: (block, h) -> tree of states [..., b, s, d].
     build_block: makes the block; it must not constrain shardings.
     operands: of the block, sharded as everywhere.
-    names: logical axes of every array of `operands.layers`.
+    specs: PartitionSpec of every array of `operands.layers`.
     mesh: of the run; its axis `tensor` stays with the compiler.
   """
   batch = sharding.logical_to_spec(('batch',))
-  is_names = lambda x: isinstance(x, tuple)
-  specs = jax.tree.map(lambda x: _spec(x, mesh), names, is_leaf=is_names)
+  is_spec = lambda x: isinstance(x, P)
+  specs = jax.tree.map(lambda x: _over_fsdp(x, mesh), specs, is_leaf=is_spec)
 
   def on_device(operands: Operands) -> Any:
     def whole(path: Any, x: Array, spec: P) -> _Whole:
@@ -90,10 +90,9 @@ def gather_once(
   return run(operands)
 
 
-def _spec(names: Sequence[str | None], mesh: Mesh) -> P:
+def _over_fsdp(spec: P, mesh: Mesh) -> P:
   """Which dimension has to be gathered."""
   split = mesh.shape['fsdp'] > 1
-  spec = sharding.logical_to_spec(names)
   return P(*(axis if split and axis == 'fsdp' else None for axis in spec))
 
 

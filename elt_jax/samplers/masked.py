@@ -39,7 +39,7 @@ class DecodeState:
       id, or the condition.
     log_p: float32 [b, s], the log-probability with which each token was
       drawn; 0 where it was given, and where it is not decided.
-    to_draw: int32 [b], how many were masked at the start.
+    to_draw: int32 [b], how many were undecided at the start.
   """
 
   ids: Array
