@@ -10,13 +10,14 @@ warning, and the one before it is used.
 
 from collections.abc import Callable
 import logging
-import pathlib
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from elt_jax import files
 from elt_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Checkpoints:
 
   def __init__(
     self,
-    workdir: str | pathlib.Path,
+    workdir: epath.PathLike,
     keep: int | None = None,
     keep_every: int = 0,
     read_only: bool = False,
@@ -42,7 +43,10 @@ class Checkpoints:
       keep_every: besides, every step that is a multiple of this; 0 is none.
       read_only: for sampling beside a run: creates and deletes nothing.
     """
-    self._directory = pathlib.Path(workdir).absolute() / 'checkpoints'
+    workdir = epath.Path(workdir)
+    if not files.is_address(workdir):
+      workdir = workdir.resolve()  # Orbax takes no relative paths.
+    self._directory = workdir / 'checkpoints'
     self._read_only = read_only
     self._options = ocp.CheckpointManagerOptions(
       max_to_keep=None if read_only else keep,

@@ -6,11 +6,15 @@ exit code 2; --debug shows the traceback instead.
 
 from collections.abc import Callable
 import logging
+import re
 import sys
 from typing import Any
 
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
+
+from elt_jax import files
 
 USER_ERROR = 2
 
@@ -167,13 +171,21 @@ def required(args: flags.FlagValues, name: str) -> Any:
 
 
 def workdir(args: flags.FlagValues) -> str:
-  """--workdir, a directory of this machine or mounted on it."""
+  """--workdir, a directory or the address gs://bucket/directory."""
   path = required(args, 'workdir')
-  if '://' in path:
+  if not files.is_address(path):
+    return path
+  if not re.fullmatch('gs://[^/]+/.+', path):
     raise ValueError(
-      f'--workdir must be a path, got the address {path}: mount the bucket '
-      '(gcsfuse, for one) and give the directory.'
+      f'--workdir must be a directory or gs://bucket/directory, got {path}.'
     )
+  try:
+    epath.Path(path).exists()
+  except Exception as e:  # Of gcsfs, google.auth or aiohttp.
+    raise ValueError(
+      f'--workdir={path} cannot be reached ({type(e).__name__}: {e}). Look at '
+      'the name of the bucket, and at `gcloud auth application-default login`.'
+    ) from e
   return path
 
 
@@ -223,6 +235,8 @@ def run(
   logging.getLogger('elt_jax').setLevel(logging.INFO)
   # Says at every start, as a warning, that a read-only manager reads only.
   logging.getLogger('absl').setLevel(logging.ERROR)
+  # Warns of every bucket whose type it may not ask for, which is most.
+  logging.getLogger('gcsfs').setLevel(logging.ERROR)
   try:
     if rest := values(sys.argv)[1:]:
       raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')

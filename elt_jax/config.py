@@ -8,9 +8,9 @@ before anything runs.
 
 from collections.abc import Iterator
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import ml_collections
 
 from configs.base import get_base
@@ -47,7 +47,7 @@ def to_json(config: ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 
 
-def load(workdir: str | pathlib.Path) -> ConfigDict:
+def load(workdir: epath.PathLike) -> ConfigDict:
   """The config a workdir was trained with.
 
   Keys that came to `configs/base.py` later have its defaults, which leave what
@@ -56,7 +56,7 @@ def load(workdir: str | pathlib.Path) -> ConfigDict:
   Raises:
     ValueError: if the workdir or its config.json is missing or unreadable.
   """
-  path = pathlib.Path(workdir) / 'config.json'
+  path = epath.Path(workdir) / 'config.json'
   if not path.is_file():
     raise ValueError(
       f'{workdir} is not a workdir: it has no config.json. Train first, '
@@ -85,14 +85,14 @@ def _flat(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield prefix + key, value
 
 
-def claim_workdir(config: ConfigDict, workdir: str | pathlib.Path) -> None:
+def claim_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
   """Writes config.json, after checking that a started run is of `config`.
 
   Raises:
     ValueError: if the workdir holds checkpoints of another config, naming the
       keys that differ. `RESUMABLE` keys may.
   """
-  path = pathlib.Path(workdir) / 'config.json'
+  path = epath.Path(workdir) / 'config.json'
   checkpoints = path.parent / 'checkpoints'
   if path.exists() and checkpoints.is_dir() and any(checkpoints.iterdir()):
     old, new = dict(_flat(load(workdir))), dict(_flat(config))

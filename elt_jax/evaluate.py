@@ -16,9 +16,9 @@ and writes reconstruction.json and reconstruction.png.
 """
 
 from collections.abc import Sequence
-import pathlib
 
 from absl import flags
+from etils import epath
 
 from elt_jax import cli, sample
 from elt_jax import config as config_lib
@@ -64,7 +64,7 @@ def evaluate_tokenizer(workdir: str) -> None:
   _print(reconstruction.write(workdir, report, picture))
 
 
-def _print(paths: Sequence[pathlib.Path]) -> None:
+def _print(paths: Sequence[epath.Path]) -> None:
   for path in paths:
     print(path)
 

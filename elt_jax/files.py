@@ -1,4 +1,8 @@
-"""Files written whole or not at all, and arrays read without pickle."""
+"""Files written whole or not at all, and arrays read without pickle.
+
+A workdir, and whatever is written into one, may lie in a bucket: its path is
+then an address, gs://bucket/run, that `etils.epath` reads and writes.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -7,12 +11,33 @@ import pathlib
 import tempfile
 import zipfile
 
+from etils import epath
 import numpy as np
 
 
+def is_address(path: epath.PathLike) -> bool:
+  """Whether `path` is gs://..., and not of this machine's file system."""
+  return '://' in os.fspath(path)
+
+
 @contextlib.contextmanager
-def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
-  """Yields a temporary path beside `path`, renamed onto it on success."""
+def replacing(path: epath.PathLike) -> Iterator[pathlib.Path]:
+  """Yields a temporary path of this machine, which becomes `path` on success.
+
+  It is renamed; what is at an address appears as a whole once it is uploaded.
+  """
+  if is_address(path):
+    with tempfile.TemporaryDirectory() as directory:
+      temporary = pathlib.Path(directory) / epath.Path(path).name
+      yield temporary
+      try:
+        epath.Path(temporary).copy(path, overwrite=True)
+      except Exception as e:  # Of gcsfs or aiohttp; some say the request alone.
+        raise OSError(
+          f'{path} cannot be written ({type(e).__name__}: {e}). Look at the '
+          'name of the bucket, and at who may write to it.'
+        ) from e
+    return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, name = tempfile.mkstemp(
@@ -31,14 +56,14 @@ def replacing(path: str | pathlib.Path) -> Iterator[pathlib.Path]:
     raise
 
 
-def write_text(path: str | pathlib.Path, text: str) -> None:
+def write_text(path: epath.PathLike, text: str) -> None:
   """Writes `text` whole or not at all."""
   with replacing(path) as temporary:
     temporary.write_text(text)
 
 
 def read_npz(
-  path: str | pathlib.Path, names: Sequence[str] | None = None
+  path: epath.PathLike, names: Sequence[str] | None = None
 ) -> dict[str, np.ndarray]:
   """The arrays of an .npz file: all, or those of `names`, which must be there.
 
@@ -46,7 +71,7 @@ def read_npz(
     OSError: if there is no such file.
     ValueError: if it is damaged, holds pickled objects, or lacks an array.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   try:
     with path.open('rb') as file, np.load(file, allow_pickle=False) as arrays:
       stored = arrays.files

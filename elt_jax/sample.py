@@ -21,11 +21,11 @@ place of --workdir, samples from a public MaskGIT checkpoint.
 
 import logging
 import math
-import pathlib
 import time
 from typing import Any
 
 from absl import flags
+from etils import epath
 from jax.sharding import Mesh
 import numpy as np
 
@@ -95,7 +95,7 @@ def load(workdir: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
       f'with python -m elt_jax.tokenize --workdir={workdir} --out=DIR'
     )
   if config.model.family == 'masked':
-    tokenizer = pretrained.load(pathlib.Path(workdir) / 'tokenizer')
+    tokenizer = pretrained.load(epath.Path(workdir) / 'tokenizer')
     pretrained.check_fits(config, tokenizer)
   draw = make_draw(config, model, mesh, num, tokenizer, changes, workdir)
   return draw, params, step
@@ -185,7 +185,7 @@ def edit_columns(
 
 
 def main(args: flags.FlagValues) -> None:
-  out = pathlib.Path(cli.required(args, 'out'))
+  out = epath.Path(cli.required(args, 'out'))
   _check(args)
   if path := cli.maskgit(args):
     read = load_maskgit
@@ -240,7 +240,7 @@ def _check(args: flags.FlagValues) -> None:
     raise ValueError('--commit is of --edit: there is nothing to go by.')
 
 
-def _check_suffix(out: pathlib.Path, config: config_lib.ConfigDict) -> None:
+def _check_suffix(out: epath.Path, config: config_lib.ConfigDict) -> None:
   if config.data.num_frames > 1:
     kind, allowed = 'clips', ('.png', *video.SUFFIXES)
   else:
@@ -276,7 +276,7 @@ def _log(
 
 def _write(
   args: flags.FlagValues,
-  out: pathlib.Path,
+  out: epath.Path,
   rows: np.ndarray,
   schedules: list[loops.Loops],
   labels: np.ndarray,

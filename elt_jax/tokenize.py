@@ -23,7 +23,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from elt_jax import cli, edit, sample
+from elt_jax import cli, edit, files, sample
 from elt_jax.data import sources, token_cache
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.interop import maskgit
@@ -100,6 +100,8 @@ def _encode(
 
 def main(args: flags.FlagValues) -> None:
   out = pathlib.Path(cli.required(args, 'out'))
+  if files.is_address(args.out):  # ArrayRecord is of files of this machine.
+    raise ValueError(f'--out must be a directory, got the address {args.out}.')
   for name in ('batch_size', 'examples_per_shard'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')

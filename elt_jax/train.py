@@ -12,13 +12,13 @@ of them see; see `elt_jax.hosts`. SIGTERM on one saves and stops all.
 """
 
 import logging
-import pathlib
 import signal
 import time
 from types import FrameType
 from typing import Any
 
 from absl import flags
+from etils import epath
 import jax
 import numpy as np
 
@@ -152,12 +152,13 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
           writer.write_scalars(step, means)
         if last or step % k.every_steps == 0:
           window.read()  # A state that is not finite is never saved.
+          writer.copy()
           checkpoints.save(state)
         if preview and not stop and step % config.train.sample_every_steps == 0:
           began = time.monotonic()
           picture = preview(state.ema)
           if jax.process_index() == 0:
-            path = pathlib.Path(workdir) / 'samples' / f'{step:08d}.png'
+            path = epath.Path(workdir) / 'samples' / f'{step:08d}.png'
             viz.save_png(path, picture, scale=2)
           writer.write_images(step, {'samples': picture})
           progress.skip_time(time.monotonic() - began)
@@ -272,7 +273,7 @@ def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:
   Raises:
     ValueError: if the run was begun with another one.
   """
-  directory = pathlib.Path(workdir) / 'tokenizer'
+  directory = epath.Path(workdir) / 'tokenizer'
   if not (directory / 'config.json').exists():  # It is written last.
     tokenizer.save(directory)
   elif (begun := pretrained.load(directory)).fingerprint != (

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 import math
-import pathlib
 
 import av
 from av.video.reformatter import Colorspace
+from etils import epath
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -76,7 +76,7 @@ def side_by_side(
   return frames
 
 
-def save_clip(path: str | pathlib.Path, frames: np.ndarray, fps: int) -> None:
+def save_clip(path: epath.PathLike, frames: np.ndarray, fps: int) -> None:
   """Writes a .gif, which loops for ever, or an .mp4, whole or not at all.
 
   A .gif has 256 colours: greys are exact, and so are as few others in all but
@@ -91,7 +91,7 @@ def save_clip(path: str | pathlib.Path, frames: np.ndarray, fps: int) -> None:
   Raises:
     ValueError: on another suffix or number of channels.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   if path.suffix not in SUFFIXES:
     raise ValueError(f'A clip is a {" or ".join(SUFFIXES)} file, not {path}.')
   if frames.ndim != 4 or frames.shape[-1] != 3:
@@ -101,7 +101,7 @@ def save_clip(path: str | pathlib.Path, frames: np.ndarray, fps: int) -> None:
     write(temporary, frames, fps)
 
 
-def _write_gif(path: pathlib.Path, frames: np.ndarray, fps: int) -> None:
+def _write_gif(path: epath.Path, frames: np.ndarray, fps: int) -> None:
   # The unit is 10 ms: rounded one by one, durations would drift off `fps`.
   ends = np.rint(100 * np.arange(len(frames) + 1) / fps)
   first, *others = _with_palette(frames)
@@ -129,7 +129,7 @@ def _with_palette(frames: np.ndarray) -> list[Image.Image]:
   return [whole.crop((0, i * h, w, (i + 1) * h)) for i in range(f)]
 
 
-def _write_mp4(path: pathlib.Path, frames: np.ndarray, fps: int) -> None:
+def _write_mp4(path: epath.Path, frames: np.ndarray, fps: int) -> None:
   _, h, w, _ = frames.shape
   even = ((0, 0), (0, h % 2), (0, w % 2), (0, 0))
   frames = np.pad(frames, even, constant_values=_GREY)

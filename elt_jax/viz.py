@@ -1,8 +1,8 @@
 """Pictures: grids of samples, the elastic curve, what each loop does."""
 
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 from PIL import Image
 
@@ -53,9 +53,7 @@ def loops_name(label: int | str) -> str:
   return f'L = {label}' if isinstance(label, int) else label
 
 
-def save_png(
-  path: str | pathlib.Path, picture: np.ndarray, scale: int = 1
-) -> None:
+def save_png(path: epath.PathLike, picture: np.ndarray, scale: int = 1) -> None:
   """Writes uint8 [h, w, 3], each pixel `scale` pixels wide, whole or not."""
   picture = picture.repeat(scale, 0).repeat(scale, 1)
   with files.replacing(path) as temporary:
@@ -63,7 +61,7 @@ def save_png(
 
 
 def elastic_figure(
-  report: dict[str, Any], pictures: np.ndarray, path: pathlib.Path
+  report: dict[str, Any], pictures: np.ndarray, path: epath.Path
 ) -> None:
   """Quality against loops and against GFLOPs, over a strip of samples.
 
@@ -158,7 +156,7 @@ def _strips(figure: Any, labels: list[int | str], pictures: np.ndarray) -> None:
     strip.set_ylabel(name, rotation=0, ha='right', va='center', fontsize=9)
 
 
-def telemetry_figure(report: dict[str, Any], path: pathlib.Path) -> None:
+def telemetry_figure(report: dict[str, Any], path: epath.Path) -> None:
   """What each loop does: four maps of sampling, over four curves of training.
 
   Args:

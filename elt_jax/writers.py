@@ -1,25 +1,33 @@
 """Metrics to logs/metrics.jsonl and to TensorBoard, with clu's method names.
 
 `clu.metric_writers` needs TensorFlow; this writes the same event files
-through tensorboardX.
+through tensorboardX. Logs grow by lines, and what lies in a bucket cannot: of
+a workdir there they are written on this machine, and copied once a minute.
 """
 
 from collections.abc import Mapping
 import json
-import pathlib
+import logging
+import tempfile
+import threading
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 import tensorboardX
 
 from elt_jax import files
 
+log = logging.getLogger(__name__)
+
+MIRROR_SECONDS = 60.0
+
 
 class MetricWriter:
   """Writes on process 0 and does nothing elsewhere; a context manager."""
 
-  def __init__(self, workdir: str | pathlib.Path, start_step: int = 0):
+  def __init__(self, workdir: epath.PathLike, start_step: int = 0):
     """Opens workdir/logs.
 
     Args:
@@ -30,7 +38,11 @@ class MetricWriter:
     self._active = jax.process_index() == 0
     if not self._active:
       return
-    logs = pathlib.Path(workdir) / 'logs'
+    logs = epath.Path(workdir) / 'logs'
+    self._mirror = None
+    if files.is_address(logs):
+      self._mirror = _Mirror(logs)
+      logs = self._mirror.local
     logs.mkdir(parents=True, exist_ok=True)
     path = logs / 'metrics.jsonl'
     resumed = path.exists()
@@ -48,6 +60,8 @@ class MetricWriter:
     if self._active:
       self._json.close()
       self._events.close()
+      if self._mirror:
+        self._mirror.close()
 
   def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
     """One JSON line {"step": step, name: value, ...}, and TensorBoard."""
@@ -71,8 +85,55 @@ class MetricWriter:
       self._json.flush()
       self._events.flush()
 
+  def copy(self) -> None:
+    """To be called before a checkpoint, whose run goes on from these logs."""
+    if self._active and self._mirror:
+      self._mirror.copy()
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+
+class _Mirror:
+  """A directory of this machine whose files are copied to an address."""
+
+  def __init__(self, address: epath.Path):
+    """Begins with the metrics.jsonl that is there."""
+    self.local = epath.Path(tempfile.mkdtemp(prefix='elt_jax_logs_'))
+    self._address = address
+    self._copied = {}
+    if (address / 'metrics.jsonl').exists():
+      (address / 'metrics.jsonl').copy(self.local / 'metrics.jsonl')
+    self._lock = threading.Lock()
+    self._closed = threading.Event()
+    self._thread = threading.Thread(target=self._run, daemon=True)
+    self._thread.start()
+
+  def _run(self) -> None:
+    while not self._closed.wait(MIRROR_SECONDS):
+      self.copy()
+
+  def copy(self) -> bool:
+    """Whether all that changed could be copied."""
+    with self._lock:
+      for path in self.local.iterdir():
+        size = path.stat().length
+        if self._copied.get(path.name) == size:
+          continue
+        try:
+          path.copy(self._address / path.name, overwrite=True)
+        except Exception as e:  # Of gcsfs; the run is worth more than its log.
+          log.warning('%s cannot be copied to %s: %s', path, self._address, e)
+          return False
+        self._copied[path.name] = size
+      return True
+
+  def close(self) -> None:
+    """Copies the rest; what cannot be copied stays on this machine."""
+    self._closed.set()
+    self._thread.join()
+    if self.copy():
+      self.local.rmtree()
+
+
+def _drop_after(path: epath.Path, step: int) -> None:
   """Keeps whole records up to `step`: a killed run may end in half of one."""
   kept = []
   for line in path.read_text().splitlines():

@@ -218,8 +218,8 @@ USER_ERRORS = [
     'does not fit 1 devices',
   ),
   (
-    ['train', *TINY, '--workdir=gs://bucket/run'],
-    'must be a path, got the address gs://bucket/run',
+    ['train', *TINY, '--workdir=s3://bucket/run'],
+    'must be a directory or gs://bucket/directory, got s3://bucket/run',
   ),
   (['show', '--config=configs/none.py'], 'configs/none.py'),
   (['show', '--config=configs/mnist_diffusion.py:what'], "no variant 'what'"),

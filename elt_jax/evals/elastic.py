@@ -2,10 +2,10 @@
 
 import dataclasses
 import json
-import pathlib
 import time
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -215,12 +215,12 @@ def table(report: dict[str, Any]) -> str:
 
 def write(
   workdir: str, report: dict[str, Any], pictures: np.ndarray
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """Writes elastic.json, elastic.png and telemetry.png; returns their paths.
 
   What training logged of its loops is added to the telemetry.
   """
-  root = pathlib.Path(workdir)
+  root = epath.Path(workdir)
   report['telemetry']['training'] = of_training(workdir)
   names = ('elastic.json', 'elastic.png', 'telemetry.png')
   paths = [root / name for name in names]

@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import json
 import logging
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -61,7 +61,7 @@ class Sweep:
       ValueError: if frontier.json is of other settings.
     """
     self._workdir = workdir
-    self._path = pathlib.Path(workdir) / 'frontier.json'
+    self._path = epath.Path(workdir) / 'frontier.json'
     self._draw, self._params, self._num = draw, params, num
     # All that a point does not say itself.
     self.key = draw.config.sample.to_dict() | {

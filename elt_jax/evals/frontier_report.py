@@ -1,8 +1,8 @@
 """The frontier for people: frontier.md and frontier.png."""
 
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from elt_jax import files
@@ -17,7 +17,7 @@ _HEAD = (
 
 def write(
   workdir: str, recipe: Row, rows: list[Row], baselines: list[str]
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
   """Writes frontier.md and frontier.png; returns their paths.
 
   Args:
@@ -26,7 +26,7 @@ def write(
     rows: of `frontier.summarize`.
     baselines: names of the points whose costs are the budgets.
   """
-  root = pathlib.Path(workdir)
+  root = epath.Path(workdir)
   files.write_text(root / 'frontier.md', markdown(recipe, rows, baselines))
   with files.replacing(root / 'frontier.png') as temporary:
     figure(recipe, rows, baselines, temporary)
@@ -110,7 +110,7 @@ def _line(row: Row) -> str:
 
 
 def figure(
-  recipe: Row, rows: list[Row], baselines: list[str], path: pathlib.Path
+  recipe: Row, rows: list[Row], baselines: list[str], path: epath.Path
 ) -> None:
   """Every point and both frontiers; what is on them, and constant L, named."""
   from matplotlib.figure import Figure  # Slow to import; no global state.

@@ -1,9 +1,9 @@
 """How well a tokenizer reconstructs the held-out split, and with what codes."""
 
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import jax
 import numpy as np
 
@@ -75,9 +75,9 @@ def table(report: dict[str, Any]) -> str:
 
 def write(
   workdir: str, report: dict[str, Any], picture: np.ndarray
-) -> tuple[pathlib.Path, pathlib.Path]:
+) -> tuple[epath.Path, epath.Path]:
   """Writes reconstruction.json and reconstruction.png; returns their paths."""
-  root = pathlib.Path(workdir)
+  root = epath.Path(workdir)
   paths = root / 'reconstruction.json', root / 'reconstruction.png'
   files.write_text(paths[0], json.dumps(report, indent=2) + '\n')
   viz.save_png(paths[1], picture, scale=2)

@@ -6,9 +6,9 @@ nothing given, pasted after the same frames: what there is to gain by looking.
 """
 
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from elt_jax import edit, files, viz
@@ -103,11 +103,11 @@ def table(report: dict[str, Any]) -> str:
 
 def write(
   workdir: str, report: dict[str, Any], picture: np.ndarray
-) -> tuple[pathlib.Path, pathlib.Path]:
+) -> tuple[epath.Path, epath.Path]:
   """Writes e.g. predict-8.json and predict-8.png; returns their paths."""
   recipe = report['recipe']
   name = recipe['task'].replace(':', '-') + '-commit' * recipe['commit']
-  root = pathlib.Path(workdir)
+  root = epath.Path(workdir)
   paths = root / f'{name}.json', root / f'{name}.png'
   files.write_text(paths[0], json.dumps(report, indent=2) + '\n')
   viz.save_png(paths[1], picture, scale=2)

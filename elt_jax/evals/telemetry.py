@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from elt_jax.samplers.draw import Draw
@@ -26,7 +26,7 @@ def of_training(workdir: str) -> list[dict[str, Any]]:
 
   See `objectives.ilsd.loop_telemetry`; empty where nothing was logged.
   """
-  path = pathlib.Path(workdir) / 'logs' / 'metrics.jsonl'
+  path = epath.Path(workdir) / 'logs' / 'metrics.jsonl'
   found = []
   for line in path.read_text().splitlines() if path.exists() else ():
     try:

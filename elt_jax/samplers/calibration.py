@@ -8,9 +8,9 @@ outcome closest. The measurement serves every budget.
 
 import json
 import math
-import pathlib
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from elt_jax import files
@@ -69,9 +69,9 @@ def share(text: str, low: int, high: int) -> float:
   return budget
 
 
-def write(workdir: str, report: dict[str, Any]) -> pathlib.Path:
+def write(workdir: str, report: dict[str, Any]) -> epath.Path:
   """Writes calibration.json: 'recipe', 'low', 'effect', 'cost', 'schedules'."""
-  path = pathlib.Path(workdir) / 'calibration.json'
+  path = epath.Path(workdir) / 'calibration.json'
   files.write_text(path, json.dumps(report, indent=2) + '\n')
   return path
 
@@ -85,7 +85,7 @@ def schedule(workdir: str, budget: str, config: Any) -> tuple[int, ...]:
     ValueError: if nothing was, or for another sampler; if the budget is no
       number, or cannot be met.
   """
-  path = pathlib.Path(workdir) / 'calibration.json'
+  path = epath.Path(workdir) / 'calibration.json'
   if not workdir or not path.is_file():
     raise ValueError(
       f"'calibrated:{budget}' needs {path}: make it with python -m "

@@ -8,9 +8,9 @@ no later training of the tokenizer can change what old tokens mean.
 from collections.abc import Callable
 import hashlib
 import json
-import pathlib
 from typing import Any
 
+from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 import jax
@@ -110,9 +110,9 @@ class Tokenizer:
       )
     return self._decode(self._on_device, tokens)
 
-  def save(self, directory: str | pathlib.Path) -> None:
+  def save(self, directory: epath.PathLike) -> None:
     """Writes config.json and weights.npz, weights first."""
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     flat = traverse_util.flatten_dict(self.params, sep='/')
     with files.replacing(directory / 'weights.npz') as temporary:
       np.savez(temporary, **flat)
@@ -132,13 +132,13 @@ def _in_batches(
   return np.concatenate(found)[: len(x)]
 
 
-def load(directory: str | pathlib.Path) -> Tokenizer:
+def load(directory: epath.PathLike) -> Tokenizer:
   """What `Tokenizer.save` wrote.
 
   Raises:
     ValueError: if a file is missing, unreadable, or does not fit the other.
   """
-  directory = pathlib.Path(directory)
+  directory = epath.Path(directory)
   path = directory / 'weights.npz'
   if not path.is_file() or not (directory / 'config.json').is_file():
     raise ValueError(
