@@ -61,6 +61,7 @@ test-slow: venv
 lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck launch/*.sh
 
 format: venv
 	$(BIN)/ruff check --fix .
