@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from elt_jax import files
 
 USER_ERROR = 2
+STOPPED = 143  # 128 + SIGTERM, as shells say it: saved, and to be gone on with.
 
 
 def add_config(values: flags.FlagValues) -> None:

@@ -5,7 +5,8 @@
 
 The workdir receives config.json, checkpoints/, logs/ (metrics.jsonl and
 TensorBoard events) and samples/. Running the same command again continues
-from the newest checkpoint, bit for bit. SIGTERM and Ctrl-C save and stop.
+from the newest checkpoint, bit for bit. SIGTERM and Ctrl-C save and stop; the
+exit code is then 143, and 0 at the end of the training alone.
 
 With --multihost every host of a slice runs this command, on a workdir that all
 of them see; see `elt_jax.hosts`. SIGTERM on one saves and stops all.
@@ -50,8 +51,11 @@ from elt_jax.validation import validate
 log = logging.getLogger('elt_jax.train')
 
 
-def train(config: config_lib.ConfigDict, workdir: str) -> None:
+def train(config: config_lib.ConfigDict, workdir: str) -> bool:
   """Trains `config` to train.num_steps in `workdir`.
+
+  Returns:
+    Whether it got there: False if it was told to stop before.
 
   Raises:
     ValueError: on a config, data source or workdir that does not fit.
@@ -110,7 +114,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
     num_steps = config.train.num_steps
     if start >= num_steps:
       log.info('Already trained to step %d.', start)
-      return
+      return True
     train_step = build_train_step(config, objective, optimizer, mesh, shardings)
     batches = pipeline.batches(
       dataset, sharding.batch_sharding(mesh), start, config.data.num_threads
@@ -164,7 +168,8 @@ def train(config: config_lib.ConfigDict, workdir: str) -> None:
           progress.skip_time(time.monotonic() - began)
         if stop:
           log.warning('Stopping at step %d of %d: saved.', step, num_steps)
-          return
+          return step == num_steps
+  return True
 
 
 def from_images(
@@ -299,7 +304,8 @@ def _define(values: flags.FlagValues) -> None:
 def main(args: flags.FlagValues) -> None:
   if args.multihost:
     hosts.join()
-  train(cli.required(args, 'config'), cli.workdir(args))
+  if not train(cli.required(args, 'config'), cli.workdir(args)):
+    raise SystemExit(cli.STOPPED)
 
 
 if __name__ == '__main__':

@@ -8,8 +8,8 @@
 #                  with uncommitted changes
 #   --dry-run      prints the commands and runs nothing
 #
-# The VMs need no access to git. They get Python 3.12, requirements.txt,
-# jax[tpu] and gcsfs, in releases no newer than the revision: set up again after
+# The VMs need no access to git. They get Python 3.12, requirements.txt and
+# jax[tpu], in releases no newer than the revision: set up again after
 # a preemption, a run goes on with the same packages.
 
 # shellcheck source=tpu_common.sh

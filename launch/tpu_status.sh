@@ -11,11 +11,10 @@
 # A line of each worker: host, state, exit code, start, workdir. The states:
 #   idle        nothing was started here
 #   running     alive
-#   finished    ended without an error; when all workers say so, trained to the
-#               end
+#   finished    trained to the end
 #   failed      ended by its own error
 #   stopped     ended by tpu_stop.sh
-#   terminated  ended by the VM as it shut down, in a preemption for one
+#   terminated  told to end, here or on another worker, by a VM that shuts down
 #   lost        ended without a trace: the VM was started anew
 
 # shellcheck source=tpu_common.sh

@@ -38,7 +38,7 @@ setup() {
   "$uv" venv --quiet --python=3.12 "$BASE/venv"
   "$uv" pip install --quiet --python="$BASE/venv/bin/python" \
     --exclude-newer="$date" --requirement="$BASE/code/requirements.txt" \
-    'jax[tpu]' gcsfs
+    'jax[tpu]'
   printf '%s\n' "$revision" >"$BASE/revision"
 }
 
@@ -94,7 +94,7 @@ note_outcome() {
   local outcome=failed
   if [[ -e $run/stop ]]; then
     outcome=stopped
-  elif [[ -n $terminated ]]; then
+  elif [[ -n $terminated ]] || ((code == 143)); then # Told on another host.
     outcome=terminated
   elif ((code == 0)); then
     outcome=finished

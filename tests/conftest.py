@@ -33,6 +33,8 @@ import pytest
 from configs.base import get_base
 from elt_jax.mesh import build_mesh
 
+pytest_plugins = ['fake_gcloud']
+
 jax.config.update('jax_num_cpu_devices', 8)
 
 

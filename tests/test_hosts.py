@@ -120,7 +120,7 @@ def test_one_told_to_stop_stops_all(tmp_path):
     assert time.monotonic() < deadline and processes[0].poll() is None
     time.sleep(0.1)
   processes[1].send_signal(signal.SIGTERM)
-  outputs = finish(processes)
+  outputs = finish(processes, code=143)
   assert all('Stopping at step' in output for output in outputs)
   _, step = newest(tmp_path / 'run')
   assert 0 < step < 4000
