@@ -120,6 +120,9 @@ def get_base() -> ml_collections.ConfigDict:
   k.keep = 2  # newest ones
   k.keep_every_steps = 0  # besides, every multiple of this; 0 is off
 
+  c.profile = f = ml_collections.ConfigDict()
+  f.steps = ()  # first and last step of a trace, as in 10,20; () is off
+
   c.mesh = h = ml_collections.ConfigDict()
   h.data = -1  # -1 takes the devices the others leave
   h.fsdp = 1  # shards parameters and batch

@@ -24,6 +24,7 @@ ConfigDict = ml_collections.ConfigDict
 RESUMABLE = (
   'checkpoint.',
   'mesh.',
+  'profile.',
   'sample.',
   'data.num_threads',
   'data.skip_unreadable',

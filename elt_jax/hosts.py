@@ -7,6 +7,8 @@ and JAX_PROCESS_ID name them.
 
 from collections.abc import Callable
 import os
+import signal
+from types import FrameType
 from typing import Any
 
 import jax
@@ -61,12 +63,39 @@ def fetch(tree: Any) -> Any:
   return jax.tree.map(whole, tree)
 
 
-def preempted(step: int) -> bool:
-  """Whether all hosts stop after `step`, since one was told to (SIGTERM).
+class Interrupt:
+  """Turns SIGTERM and Ctrl-C into a request to stop after this step.
 
-  The hosts agree on a step that none has passed. One host alone is told by
-  its own signal handlers: False.
+  A second Ctrl-C interrupts at once. Of several hosts none may stop alone:
+  there SIGTERM is left to JAX, which tells all of them, and Ctrl-C saves
+  nothing.
   """
-  if jax.process_count() == 1:
-    return False
-  return multihost_utils.reached_preemption_sync_point(step)
+
+  def __init__(self):
+    self._asked = False
+    self._previous = {}
+
+  def _ask(self, number: int, frame: FrameType | None) -> None:
+    del frame
+    self._asked = True
+    signal.signal(number, self._previous[number])
+
+  def __enter__(self) -> 'Interrupt':
+    if jax.process_count() > 1:
+      return self
+    for number in (signal.SIGTERM, signal.SIGINT):
+      self._previous[number] = signal.signal(number, self._ask)
+    return self
+
+  def __exit__(self, *exc: Any) -> None:
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def asks(self, step: int) -> bool:
+    """Whether to stop after `step`.
+
+    Several hosts agree on a step that none has passed.
+    """
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._asked

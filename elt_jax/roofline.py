@@ -1,4 +1,4 @@
-"""Chips and the least time that a program can take on them.
+"""Chips, the least time that a program can take on them, and what a run takes.
 
 Peaks are those that Google documents for each generation
 (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, read in 2026-11): bfloat16
@@ -8,6 +8,10 @@ HBM is what the compiler names when a program does not fit.
 
 import dataclasses
 from typing import Any
+
+import jax
+
+from elt_jax import flops
 
 GIB = 2**30
 
@@ -34,6 +38,15 @@ CHIPS = {
   'v5p': Chip(459e12, 2765e9, 4800e9 / 8, int(95.74 * GIB)),
   'v6e': Chip(918e12, 1640e9, 3584e9 / 8, int(31.25 * GIB)),
 }
+# What JAX calls them.
+DEVICE_KINDS = {
+  'TPU v5 lite': 'v5e',
+  'TPU v5e': 'v5e',
+  'TPU v5': 'v5p',
+  'TPU v5p': 'v5p',
+  'TPU v6 lite': 'v6e',
+  'TPU v6e': 'v6e',
+}
 
 
 def floor(
@@ -58,3 +71,22 @@ def floor(
   }
   seconds = max(parts.values())
   return parts | {'seconds': seconds, 'mfu': parts['compute'] / seconds}
+
+
+def reached(config: Any, steps_per_second: float) -> dict[str, float]:
+  """What a run gets out of its devices, as metrics.
+
+  Returns:
+    'train/tflops_per_device': model FLOPs a second, as `flops.flops_per_step`
+    counts them; of known chips 'train/mfu', their share of the peak; where the
+    device tells, 'train/hbm_gib', the most that was used at a time.
+  """
+  device = jax.local_devices()[0]
+  rate = flops.flops_per_step(config) * steps_per_second / jax.device_count()
+  found = {'train/tflops_per_device': rate / 1e12}
+  if device.device_kind in DEVICE_KINDS:
+    chip = CHIPS[DEVICE_KINDS[device.device_kind]]
+    found['train/mfu'] = rate / chip.flops
+  if memory := device.memory_stats():
+    found['train/hbm_gib'] = memory['peak_bytes_in_use'] / GIB
+  return found

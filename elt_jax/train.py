@@ -13,10 +13,7 @@ of them see; see `elt_jax.hosts`. SIGTERM on one saves and stops all.
 """
 
 import logging
-import signal
 import time
-from types import FrameType
-from typing import Any
 
 from absl import flags
 from etils import epath
@@ -29,6 +26,7 @@ from elt_jax import (
   flops,
   hosts,
   optim,
+  roofline,
   sample,
   sharding,
   train_state,
@@ -41,7 +39,7 @@ from elt_jax.data import pipeline, sources
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.preview import build_preview
-from elt_jax.progress import Progress
+from elt_jax.progress import Progress, Trace, Window
 from elt_jax.tokenizers import pretrained
 from elt_jax.tokenizers.inflate import inflate
 from elt_jax.tokenizers.pretrained import Tokenizer
@@ -94,7 +92,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
   hosts.once('claim', claim)
   k = config.checkpoint
   with (
-    Interrupt() as interrupt,
+    hosts.Interrupt() as interrupt,
     checkpoint.Checkpoints(workdir, k.keep, k.keep_every_steps) as checkpoints,
   ):
     # ---- Restore the newest checkpoint, or start from scratch ----------------
@@ -129,9 +127,11 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
     with (
       writers.MetricWriter(workdir, start) as writer,
       Progress(num_steps, start) as progress,
+      Trace(config.profile.steps, writer.logs) as trace,
     ):
       for step in range(start + 1, num_steps + 1):
         batch = next(batches)
+        trace.begin(step)
         with (
           jax.profiler.StepTraceAnnotation('train', step_num=step),
           jax.transfer_guard('disallow'),
@@ -139,10 +139,10 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
           state, metrics = train_step(state, batch)
         if step == start + 1:
           progress.restart(metrics)
+        trace.end(step, metrics)
         window.add(metrics)
         progress.step()
-        # Read once: it may change at any time.
-        stop = interrupt.asked or hosts.preempted(step)
+        stop = interrupt.asks(step)  # Once: it may change at any time.
         last = stop or step == num_steps
         look = telemetry and step % config.train.telemetry_every_steps == 0
         if last or look or step % config.train.log_every_steps == 0:
@@ -153,6 +153,8 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
             progress.skip_time(time.monotonic() - began)
           progress.report(step, {'loss': means['train/loss']})
           means['train/steps_per_second'] = progress.rate
+          if looped and progress.rate:
+            means |= roofline.reached(config, progress.rate)
           writer.write_scalars(step, means)
         if last or step % k.every_steps == 0:
           window.read()  # A state that is not finite is never saved.
@@ -204,72 +206,6 @@ def by_loop(telemetry: dict[str, jax.Array]) -> dict[str, float]:
     for name, values in jax.device_get(telemetry).items()
     for i, value in enumerate(values)
   }
-
-
-class Window:
-  """Metrics of the steps since the last read, left on the device till then."""
-
-  def __init__(self, step: int):
-    self._step = step
-    self._metrics = []
-    self._means = {}
-
-  def add(self, metrics: dict[str, jax.Array]) -> None:
-    self._metrics.append(metrics)
-
-  def read(self) -> dict[str, float]:
-    """Means over the window, or the last ones if nothing came since.
-
-    Raises:
-      FloatingPointError: naming the first such step and its metrics.
-    """
-    if not self._metrics:
-      return dict(self._means)
-    fetched = jax.device_get(self._metrics)
-    self._metrics = []
-    for metrics in fetched:
-      self._step += 1
-      bad = [n for n in metrics if not np.isfinite(metrics[n])]
-      if bad:
-        named = ', '.join(f'{name} is {metrics[name]}' for name in bad)
-        raise FloatingPointError(
-          f'Not finite at step {self._step}: {named}. The newest checkpoint '
-          'is from before; lower optim.learning_rate or optim.clip_norm in a '
-          'new workdir.'
-        )
-    self._means = {
-      f'train/{name}': float(np.mean([m[name] for m in fetched]))
-      for name in fetched[0]
-    }
-    return dict(self._means)
-
-
-class Interrupt:
-  """Turns SIGTERM and Ctrl-C into a request to stop after this step.
-
-  A second Ctrl-C interrupts at once. Of several hosts none may stop alone:
-  there SIGTERM is left to JAX, see `hosts.preempted`, and Ctrl-C saves nothing.
-  """
-
-  def __init__(self):
-    self.asked = False
-    self._previous = {}
-
-  def _ask(self, number: int, frame: FrameType | None) -> None:
-    del frame
-    self.asked = True
-    signal.signal(number, self._previous[number])
-
-  def __enter__(self) -> 'Interrupt':
-    if jax.process_count() > 1:
-      return self
-    for number in (signal.SIGTERM, signal.SIGINT):
-      self._previous[number] = signal.signal(number, self._ask)
-    return self
-
-  def __exit__(self, *exc: Any) -> None:
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
 
 
 def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:

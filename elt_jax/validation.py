@@ -143,6 +143,14 @@ def _validate_training(config: ConfigDict) -> None:
       f'train.sample_every_steps = {t.sample_every_steps} draws pictures, '
       f'which need 1 or 3 channels, not {channels}.'
     )
+  traced = tuple(config.profile.steps)
+  if traced and not (
+    len(traced) == 2 and 1 <= traced[0] <= traced[1] <= t.num_steps
+  ):
+    raise ValueError(
+      'profile.steps must be the first and the last step of a trace, in 1..'
+      f'{t.num_steps}, as in 10,20; got {traced}.'
+    )
 
 
 def _validate_loops(config: ConfigDict) -> None:

@@ -8,6 +8,8 @@ a workdir there they are written on this machine, and copied once a minute.
 from collections.abc import Mapping
 import json
 import logging
+import pathlib
+import shutil
 import tempfile
 import threading
 from typing import Any
@@ -25,7 +27,11 @@ MIRROR_SECONDS = 60.0
 
 
 class MetricWriter:
-  """Writes on process 0 and does nothing elsewhere; a context manager."""
+  """Writes on process 0 and does nothing elsewhere; a context manager.
+
+  Attributes:
+    logs: directory of this machine that is written to; None elsewhere.
+  """
 
   def __init__(self, workdir: epath.PathLike, start_step: int = 0):
     """Opens workdir/logs.
@@ -35,6 +41,7 @@ class MetricWriter:
       start_step: the step a resumed run starts from: records of later steps,
         left by the run that died, are dropped.
     """
+    self.logs = None
     self._active = jax.process_index() == 0
     if not self._active:
       return
@@ -44,6 +51,7 @@ class MetricWriter:
       self._mirror = _Mirror(logs)
       logs = self._mirror.local
     logs.mkdir(parents=True, exist_ok=True)
+    self.logs = logs
     path = logs / 'metrics.jsonl'
     resumed = path.exists()
     if resumed:
@@ -96,7 +104,7 @@ class _Mirror:
 
   def __init__(self, address: epath.Path):
     """Begins with the metrics.jsonl that is there."""
-    self.local = epath.Path(tempfile.mkdtemp(prefix='elt_jax_logs_'))
+    self.local = pathlib.Path(tempfile.mkdtemp(prefix='elt_jax_logs_'))
     self._address = address
     self._copied = {}
     if (address / 'metrics.jsonl').exists():
@@ -113,16 +121,17 @@ class _Mirror:
   def copy(self) -> bool:
     """Whether all that changed could be copied."""
     with self._lock:
-      for path in self.local.iterdir():
-        size = path.stat().length
-        if self._copied.get(path.name) == size:
+      for path in filter(pathlib.Path.is_file, self.local.rglob('*')):
+        size = path.stat().st_size
+        if self._copied.get(path) == size:
           continue
+        target = self._address / path.relative_to(self.local)
         try:
-          path.copy(self._address / path.name, overwrite=True)
+          epath.Path(path).copy(target, overwrite=True)
         except Exception as e:  # Of gcsfs; the run is worth more than its log.
-          log.warning('%s cannot be copied to %s: %s', path, self._address, e)
+          log.warning('%s cannot be copied to %s: %s', path, target, e)
           return False
-        self._copied[path.name] = size
+        self._copied[path] = size
       return True
 
   def close(self) -> None:
@@ -130,7 +139,7 @@ class _Mirror:
     self._closed.set()
     self._thread.join()
     if self.copy():
-      self.local.rmtree()
+      shutil.rmtree(self.local)
 
 
 def _drop_after(path: epath.Path, step: int) -> None:
