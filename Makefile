@@ -52,11 +52,11 @@ video: venv
 	  --loops=1,2,3 --num=10 --scale=3 --out=runs/moving_mnist_masked/loops.gif
 
 test: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
 
 # Those that repeat what others show, in more places or at more length.
 test-slow: venv
-	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: venv
 	$(BIN)/ruff check .

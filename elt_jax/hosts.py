@@ -6,8 +6,11 @@ and JAX_PROCESS_ID name them.
 """
 
 from collections.abc import Callable
+import contextlib
 import os
 import signal
+import socket
+import time
 from types import FrameType
 from typing import Any
 
@@ -18,11 +21,12 @@ import numpy as np
 _PLACE = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
-def join() -> None:
+def join(seconds: float = 300) -> None:
   """Waits for every host; to be called before JAX is used.
 
   Raises:
-    ValueError: if the hosts cannot be told from what is set.
+    ValueError: if the hosts cannot be told from what is set, or, where they
+      are named, if one of them has not come after `seconds`.
   """
   given = {name: os.environ[name] for name in _PLACE if name in os.environ}
   if given and len(given) < len(_PLACE):
@@ -39,7 +43,59 @@ def join() -> None:
       f'--multihost: JAX_PROCESS_ID = {host} must be a number below '
       f'JAX_NUM_PROCESSES = {count}.'
     )
+  _meet(address, int(count), int(host), seconds)
   jax.distributed.initialize(address, int(count), int(host))
+
+
+def _meet(address: str, count: int, host: int, seconds: float) -> None:
+  """Waits at the address of host 0 for the others.
+
+  JAX would end the process after a while and not say who was missing.
+  """
+  place, _, port = address.rpartition(':')
+  if not (place and port.isdecimal()):
+    raise ValueError(
+      f'--multihost: JAX_COORDINATOR_ADDRESS = {address} must be host:port.'
+    )
+  deadline = time.monotonic() + seconds
+  if host == 0:
+    verdict = _receive(int(port), set(range(1, count)), deadline)
+  else:
+    verdict = _report(place, int(port), host, deadline)
+  if verdict:
+    raise ValueError(f'--multihost: after {seconds:g} s {verdict}.')
+
+
+def _receive(port: int, missing: set[int], deadline: float) -> str:
+  """Host 0: '' once nobody is missing, or who is; told to those who came."""
+  with contextlib.ExitStack() as stack:
+    server = stack.enter_context(socket.create_server(('', port)))
+    came = []
+    while missing and (left := deadline - time.monotonic()) > 0:
+      server.settimeout(left)
+      with contextlib.suppress(TimeoutError):
+        connection, _ = server.accept()
+        came.append(stack.enter_context(connection))
+        missing.discard(int.from_bytes(connection.recv(4)))
+    names = ', '.join(map(str, sorted(missing)))
+    verdict = f'host {names} has not come' if missing else ''
+    for connection in came:
+      with contextlib.suppress(OSError):
+        connection.sendall(verdict.encode())
+  return verdict
+
+
+def _report(place: str, port: int, host: int, deadline: float) -> str:
+  """Another host: what host 0 finds."""
+  while (left := deadline - time.monotonic()) > 0:
+    try:
+      with socket.create_connection((place, port), timeout=left) as connection:
+        connection.sendall(host.to_bytes(4))
+        connection.settimeout(None)  # Host 0 may have begun to wait later.
+        return connection.makefile().read()
+    except OSError:
+      time.sleep(0.2)
+  return f'host 0 does not answer at {place}:{port}'
 
 
 def once(name: str, write: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from absl import flags
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -41,6 +42,23 @@ for command, *args in json.load(sys.stdin):
 """
 
 
+def call(module, *args):
+  """Runs a command as its `main` would, in this process."""
+  values = flags.FlagValues()
+  module._define(values)
+  values(['command', *args])
+  module.main(values)
+
+
+def trained(experiment, changes, workdir):
+  """Trains the config of a file with some values changed, in this process."""
+  config = experiment.get_config()
+  config.update_from_flattened_dict(changes)
+  from elt_jax import train
+
+  train.train(config, str(workdir))
+
+
 def start(command, *args, env=None):
   return subprocess.Popen(
     [sys.executable, '-m', f'elt_jax.{command}', *args],
@@ -62,6 +80,15 @@ def run(command, *args, env=None, code=0):
 def metrics(workdir):
   lines = (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
+
+
+def timeless(records):
+  """Records of a log without what depends on the speed of the machine."""
+  timed = ('train/steps_per_second', 'train/tflops_per_device')
+  return [
+    {name: value for name, value in record.items() if name not in timed}
+    for record in records
+  ]
 
 
 def picture_size(path):

@@ -10,6 +10,8 @@ import time
 import numpy as np
 import pytest
 
+from elt_jax import config as config_lib
+from elt_jax import flops
 from tests.commands import (
   IN_TURN,
   ROOT,
@@ -19,6 +21,7 @@ from tests.commands import (
   run,
   start,
   state_files,
+  timeless,
   wait_for_step,
 )
 
@@ -50,6 +53,7 @@ def trained(tmp_path_factory, data):
     '--config.train.num_steps=24',
     '--config.train.sample_every_steps=12',
     '--config.train.telemetry_every_steps=12',
+    '--config.profile.steps=4,6',
   )
   return workdir
 
@@ -77,6 +81,32 @@ def test_training_writes_what_it_says(trained):
   assert size == (2 * (10 * 10 + 2), 2 * (3 * 10 + 2))
 
 
+def test_the_trace_has_the_steps_asked_for_and_no_others(trained):
+  import jax
+
+  # Where TensorBoard looks for it.
+  (path,) = trained.glob('logs/plugins/profile/*/*.xplane.pb')
+  steps = {
+    dict(event.stats)['step_num']
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes
+    for line in plane.lines
+    for event in line.events
+    if event.name == 'train'
+  }
+  assert steps == {4, 5, 6}
+
+
+def test_the_log_has_the_flops_of_a_device(trained):
+  config = config_lib.load(trained)
+  for record in metrics(trained)[1:]:
+    rate = record['train/steps_per_second']
+    np.testing.assert_allclose(
+      record['train/tflops_per_device'],
+      flops.flops_per_step(config) * rate / 1e12,
+    )
+    assert 'train/mfu' not in record  # Of this CPU no peak is known.
+
+
 def test_killed_run_resumes_bit_for_bit(trained, data, tmp_path):
   import jax
 
@@ -96,11 +126,13 @@ def test_killed_run_resumes_bit_for_bit(trained, data, tmp_path):
   got, got_data = state_files(workdir, 24)
   jax.tree.map(np.testing.assert_array_equal, want, got)
   assert want_data == got_data == {'next_step': 24}
-  same = lambda r: {k: v for k, v in r.items() if 'steps_per' not in k}
-  assert list(map(same, metrics(workdir))) == list(map(same, metrics(trained)))
+  assert timeless(metrics(workdir)) == timeless(metrics(trained))
 
 
-@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+  'number',
+  [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_signal_saves_and_exits_with_143(tmp_path, number):
   workdir = tmp_path / 'run'
   process = start(
@@ -342,6 +374,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_saves_nothing(tmp_path):
   assert all(step < failed for step in steps)
 
 
+@pytest.mark.slow
 def test_commands_run_on_eight_devices(tmp_path):
   eight = '--xla_force_host_platform_device_count=8'
   env = {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} {eight}'}

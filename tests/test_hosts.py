@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 
 from elt_jax import checkpoint, hosts
 from elt_jax import config as config_lib
-from tests.commands import ROOT, TINY
+from tests.commands import ROOT, TINY, wait_for_step
 from tests.helpers import Stack
 
 RUN = [*TINY, '--config.train.num_steps=20', '--config.train.seed=3']
@@ -66,11 +65,10 @@ def start(count, workdir, *args, devices=4):
   return processes
 
 
-def finish(processes, code=0):
+def finish(processes):
   outputs = [process.communicate(timeout=240)[0] for process in processes]
   for process, output in zip(processes, outputs, strict=True):
-    assert process.returncode == code, output[-3000:]
-  return outputs
+    assert process.returncode == 0, output[-3000:]
 
 
 def newest(workdir):
@@ -80,6 +78,7 @@ def newest(workdir):
     return jax.device_get(checkpoints.restore(stack.like))
 
 
+SLOW = pytest.mark.slow
 SHARDED = ['--config.mesh.data=2', '--config.mesh.fsdp=2']
 
 
@@ -91,39 +90,79 @@ def one(tmp_path_factory):
   return newest(workdir)
 
 
-@pytest.mark.parametrize('count', [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_hosts_train_what_one_host_trains(one, count, tmp_path):
-  finish(
-    start(count, tmp_path, *SHARDED, '--config.train.sample_every_steps=10')
-  )
-  many = newest(tmp_path)
+def check_equal(one, workdir):
+  """Whether a run in `workdir` ended where the run of one host did."""
+  many = newest(workdir)
   assert one[1] == many[1] == 20
   # Sums between processes and inside of one are in another order.
   close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
   jax.tree.map(close, one[0], many[0])
-  lines = (tmp_path / 'logs' / 'metrics.jsonl').read_text().splitlines()
+  lines = (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()
   steps = [json.loads(line)['step'] for line in lines]
-  assert steps == [4, 8, 12, 16, 20]  # Of host 0 alone.
+  # Of host 0 alone, and of the step it may have been stopped at.
+  assert [step for step in steps if step % 4 == 0] == [4, 8, 12, 16, 20]
+
+
+@pytest.mark.parametrize(
+  'number', [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=SLOW)]
+)
+def test_two_hosts_stopped_in_the_middle_train_what_one_trains(
+  one, tmp_path, number
+):
+  """SIGTERM on one host saves one step for both; a dead host ends the other."""
+  run = [tmp_path, *SHARDED, '--config.train.sample_every_steps=10']
+  processes = start(2, *run)
+  wait_for_step(processes[0], tmp_path, 8)
+  # JAX asks host 0 whether the others live; it is missed at once.
+  stopped, other = processes if number == signal.SIGKILL else processes[::-1]
+  stopped.send_signal(number)
+  output = other.communicate(timeout=240)[0]
+  stopped.communicate(timeout=240)
+  if number == signal.SIGTERM:
+    assert stopped.returncode == other.returncode == 143, output[-3000:]
+    assert f'Stopping at step {newest(tmp_path)[1]} of 20' in output
+  else:
+    assert other.returncode not in (0, 143)
+  assert 8 <= newest(tmp_path)[1] < 20
+  finish(start(2, *run))
+  check_equal(one, tmp_path)
   assert len(list((tmp_path / 'samples').iterdir())) == 2
 
 
-def test_one_told_to_stop_stops_all(tmp_path):
-  """SIGTERM on host 1 of 2 saves one step, for both."""
-  long = [
-    '--config.train.num_steps=4000',
-    '--config.checkpoint.every_steps=4000',
+@pytest.mark.slow
+def test_four_hosts_train_what_one_trains(one, tmp_path):
+  finish(start(4, tmp_path, *SHARDED))
+  check_equal(one, tmp_path)
+
+
+def test_a_host_that_does_not_come_is_named():
+  place = {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
+    'JAX_NUM_PROCESSES': '4',
+  }
+  code = 'from elt_jax import hosts; hosts.join(seconds=4)'
+  processes = [
+    subprocess.Popen(
+      [sys.executable, '-c', code],
+      cwd=ROOT,
+      env=os.environ | place | {'JAX_PROCESS_ID': str(host)},
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for host in (0, 2)
   ]
-  processes = start(2, tmp_path / 'run', *long)
-  log = tmp_path / 'run' / 'logs' / 'metrics.jsonl'
-  deadline = time.monotonic() + 120
-  while not (log.exists() and log.read_text()):
-    assert time.monotonic() < deadline and processes[0].poll() is None
-    time.sleep(0.1)
-  processes[1].send_signal(signal.SIGTERM)
-  outputs = finish(processes, code=143)
-  assert all('Stopping at step' in output for output in outputs)
-  _, step = newest(tmp_path / 'run')
-  assert 0 < step < 4000
+  for process in processes:
+    _, err = process.communicate(timeout=60)
+    assert 'after 4 s host 1, 3 has not come' in err
+
+
+def test_a_host_0_that_does_not_come_is_named(monkeypatch):
+  address = f'localhost:{free_port()}'
+  values = (address, '2', '1')
+  for name, value in zip(hosts._PLACE, values, strict=True):
+    monkeypatch.setenv(name, value)
+  with pytest.raises(ValueError, match=f'host 0 does not answer at {address}'):
+    hosts.join(seconds=0.5)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +176,14 @@ def test_one_told_to_stop_stops_all(tmp_path):
         'JAX_PROCESS_ID': '2',
       },
       'JAX_PROCESS_ID = 2 must be a number below',
+    ),
+    (
+      {
+        'JAX_COORDINATOR_ADDRESS': 'localhost',
+        'JAX_NUM_PROCESSES': '2',
+        'JAX_PROCESS_ID': '0',
+      },
+      'JAX_COORDINATOR_ADDRESS = localhost must be host:port',
     ),
   ],
 )

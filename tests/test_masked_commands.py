@@ -3,45 +3,38 @@
 import json
 import time
 
-from absl import flags
 import numpy as np
 from PIL import Image
 import pytest
 
+from configs import mnist_masked, mnist_tokenizer
 from elt_jax import edit, evaluate, sample, tokenize
 from elt_jax.data import token_cache
 from elt_jax.evals import reconstruction
 from elt_jax.objectives.tokenizer import usage
-from tests.commands import metrics, picture_size, run, start
+from tests.commands import call, metrics, picture_size, start, trained
 from tests.test_maskgit import FILES, seeded, write
 
-SHAPE = [
-  '--config.data.image_size=16',
-  '--config.tokenizer.filters=8',
-  '--config.tokenizer.channel_multipliers=(1,1,2)',
-  '--config.tokenizer.norm_groups=4',
-  '--config.tokenizer.codebook_size=16',
-  '--config.tokenizer.embedding_dim=4',
-  '--config.train.batch_size=16',
-  '--config.train.num_steps=4',
-  '--config.train.log_every_steps=2',
-  '--config.train.sample_every_steps=4',
-]
-TOKENIZER = [
-  '--config=configs/mnist_tokenizer.py',
-  '--config.tokenizer.restart_every_steps=2',
-  *SHAPE,
-]
-MASKED = [
-  '--config=configs/mnist_masked.py',
-  '--config.model.width=16',
-  '--config.model.num_heads=2',
-  '--config.model.max_loops=2',
-  '--config.model.unroll_loops=False',
-  '--config.sample.num_steps=3',
-  '--config.sample.batch_size=20',
-  *SHAPE,
-]
+SHAPE = {
+  'data.image_size': 16,
+  'tokenizer.filters': 8,
+  'tokenizer.channel_multipliers': (1, 1, 2),
+  'tokenizer.norm_groups': 4,
+  'tokenizer.codebook_size': 16,
+  'tokenizer.embedding_dim': 4,
+  'train.batch_size': 16,
+  'train.num_steps': 4,
+  'train.log_every_steps': 2,
+  'train.sample_every_steps': 4,
+}
+MASKED = SHAPE | {
+  'model.width': 16,
+  'model.num_heads': 2,
+  'model.max_loops': 2,
+  'model.unroll_loops': False,
+  'sample.num_steps': 3,
+  'sample.batch_size': 20,
+}
 
 
 @pytest.fixture(scope='module')
@@ -58,21 +51,20 @@ def chain(tmp_path_factory):
     test_image=images[40:],
     test_label=labels[40:],
   )
-  run(
-    'train',
-    *TOKENIZER,
-    f'--config.data.source=npz:{root}/images.npz',
-    f'--workdir={root}/tokenizer',
+  trained(
+    mnist_tokenizer,
+    SHAPE
+    | {
+      'tokenizer.restart_every_steps': 2,
+      'data.source': f'npz:{root}/images.npz',
+    },
+    root / 'tokenizer',
   )
-  out, _ = run(
-    'tokenize', f'--workdir={root}/tokenizer', f'--out={root}/tokens'
-  )
-  assert "{'train': 40, 'test': 20} examples, grid [4, 4]" in out
-  run(
-    'train',
-    *MASKED,
-    f'--config.data.source=tokens:{root}/tokens',
-    f'--workdir={root}/masked',
+  call(tokenize, f'--workdir={root}/tokenizer', f'--out={root}/tokens')
+  trained(
+    mnist_masked,
+    MASKED | {'data.source': f'tokens:{root}/tokens'},
+    root / 'masked',
   )
   return root
 
@@ -82,27 +74,21 @@ def test_both_trainings_log_and_draw(chain):
   for name in ('reconstruction', 'psnr', 'codes_used', 'perplexity'):
     assert np.isfinite(last[f'train/{name}'])
   # Ten held-out images over their reconstructions; a row per loop count.
-  for run_, columns in (('tokenizer', 10), ('masked', 10)):
-    size = picture_size(chain / run_ / 'samples' / '00000004.png')
+  for run, columns in (('tokenizer', 10), ('masked', 10)):
+    size = picture_size(chain / run / 'samples' / '00000004.png')
     assert size == (2 * (columns * 18 + 2), 2 * (2 * 18 + 2))
   for name in ('gt_final', 'gt_exit', 'distill'):
     assert np.isfinite(metrics(chain / 'masked')[-1][f'train/{name}'])
 
 
-def test_both_are_measured(chain, tmp_path_factory):
-  env = {'ELT_JAX_CACHE': str(tmp_path_factory.getbasetemp())}
-  out, _ = run('evaluate', f'--workdir={chain}/tokenizer', env=env)
+def test_both_are_measured(chain, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  call(evaluate, f'--workdir={chain}/tokenizer')
   report = json.loads((chain / 'tokenizer' / 'reconstruction.json').read_text())
-  assert 'psnr' in out and 0 < report['codes_used'] <= 1
+  assert 'psnr' in capsys.readouterr().out and 0 < report['codes_used'] <= 1
   assert 1 <= report['perplexity'] <= 16 and report['num_images'] == 20
   assert picture_size(chain / 'tokenizer' / 'reconstruction.png')[0] > 100
-  run(
-    'evaluate',
-    f'--workdir={chain}/masked',
-    '--loops=1,4',
-    '--num=20',
-    env=env,
-  )
+  call(evaluate, f'--workdir={chain}/masked', '--loops=1,4', '--num=20')
   report = json.loads((chain / 'masked' / 'elastic.json').read_text())
   assert [row['loops'] for row in report['rows']] == [1, 4]
   assert report['recipe']['fd_lenet_of_reconstructions'] > 0
@@ -128,7 +114,7 @@ def test_a_killed_cache_is_refused_and_completed(chain, tmp_path):
     token_cache.TokenSource(out, 'train')
   # As a write that the kill cut short would leave it.
   (out / '.train-00099.array_record.x.array_record').write_bytes(b'half')
-  run('tokenize', *args)
+  call(tokenize, *args)
   assert not list(out.glob('.*'))
   source = token_cache.TokenSource(out, 'train')
   want = source.tokenizer.encode(images[:1200] / np.float32(255))
@@ -141,8 +127,8 @@ def test_a_workdir_needs_nothing_else(chain, tmp_path):
   """The cache may go: the run holds its tokenizer."""
   moved = (chain / 'tokens').rename(chain / 'elsewhere')
   out = tmp_path / 'grid.png'
-  run(
-    'sample',
+  call(
+    sample,
     f'--workdir={chain}/masked',
     f'--out={out}',
     '--num=3',
@@ -210,7 +196,7 @@ def test_editing_keeps_what_the_mask_leaves(chain, tmp_path):
   out = tmp_path / 'edited.png'
   args = (f'--workdir={chain}/masked', f'--out={out}', '--scale=1')
   edit = (f'--edit={image}', f'--mask={mask}', '--labels=3')
-  run('sample', *args, *edit, '--num=2', '--loops=1,2')
+  call(sample, *args, *edit, '--num=2', '--loops=1,2')
   # In each row: the image, the image under its mask, two samples.
   assert picture_size(out) == (4 * 18 + 2, 2 * 18 + 2)
   with Image.open(out) as picture:
@@ -222,11 +208,8 @@ def test_editing_keeps_what_the_mask_leaves(chain, tmp_path):
 
 def refused(command, *args):
   """The message of a command that must fail, run in this process."""
-  values = flags.FlagValues()
-  command._define(values)
-  values(['command', *args])
   with pytest.raises(ValueError) as error:
-    command.main(values)
+    call(command, *args)
   return str(error.value)
 
 
@@ -274,8 +257,8 @@ def test_public_checkpoints_are_sampled(tmp_path):
   for name in FILES:
     write(tmp_path, name, seeded(name))
   out = tmp_path / 'grid.png'
-  run(
-    'sample',
+  call(
+    sample,
     f'--maskgit={tmp_path}',
     f'--out={out}',
     '--num=2',
@@ -293,12 +276,9 @@ def test_public_tokenizers_make_caches(tmp_path):
   arrays = {'image': images[:8], 'label': np.arange(8)}
   arrays |= {'test_image': images[8:], 'test_label': np.arange(4)}
   np.savez(tmp_path / 'images.npz', **arrays)
-  values = flags.FlagValues()
-  tokenize._define(values)
   out = tmp_path / 'tokens'
   args = (f'--maskgit={tmp_path}', f'--source=npz:{tmp_path}/images.npz')
-  values(['tokenize', *args, f'--out={out}', '--batch_size=5'])
-  tokenize.main(values)
+  call(tokenize, *args, f'--out={out}', '--batch_size=5')
   source = token_cache.TokenSource(out, 'train')
   want = source.tokenizer.encode(images[:8] / np.float32(255))
   assert len(source) == 8

@@ -3,16 +3,15 @@
 import json
 import types
 
-from absl import flags
 import numpy as np
 import pytest
 
 from configs import mnist_tokenizer, moving_mnist_masked, moving_mnist_tokenizer
-from elt_jax import edit, evaluate, sample, tokenize, train, video
+from elt_jax import edit, evaluate, sample, tokenize, video
 from elt_jax.data import token_cache
 from elt_jax.evals import elastic, tasks
 from elt_jax.samplers.loops import parse
-from tests.commands import picture_size
+from tests.commands import call, picture_size, trained
 
 SHAPE = {
   'data.image_size': 16,
@@ -39,21 +38,6 @@ MASKED = CLIPS | {
   'model.unroll_loops': False,
   'sample.num_steps': 3,
 }
-
-
-def trained(experiment, changes, workdir):
-  """Trains the config of a file with some values changed."""
-  config = experiment.get_config()
-  config.update_from_flattened_dict(changes)
-  train.train(config, str(workdir))
-
-
-def command(module, *args):
-  """Runs a command as its `main` would, in this process."""
-  values = flags.FlagValues()
-  module._define(values)
-  values(['command', *args])
-  module.main(values)
 
 
 def arrays(shape):
@@ -90,7 +74,7 @@ def chain(tmp_path_factory):
     root / 'tokenizer',
   )
   args = [f'--workdir={root}/tokenizer', f'--out={root}/tokens']
-  command(tokenize, *args, '--tasks=predict:4,interpolate:2')
+  call(tokenize, *args, '--tasks=predict:4,interpolate:2')
   trained(
     moving_mnist_masked,
     MASKED | source(f'tokens:{root}/tokens') | {'objective.commit': True},
@@ -125,7 +109,7 @@ def test_a_cache_is_of_one_choice_of_clips(chain):
     f'--out={chain}/tokens',
     '--tasks=predict:4,interpolate:2',
   ]
-  command(tokenize, *args)  # It is there, and stays.
+  call(tokenize, *args)  # It is there, and stays.
   for flag, message in (
     ('--frame_stride=2', 'frame_stride: 1 there, 2 here'),
     ('--ucf_split=3', 'ucf_split: all there, 3 here'),
@@ -140,7 +124,7 @@ def test_a_cache_is_of_one_choice_of_clips(chain):
     ('--tasks=predict:4,', "got ''"),
   ):
     with pytest.raises(ValueError) as error:
-      command(tokenize, *args, flag)
+      call(tokenize, *args, flag)
     assert message in str(error.value)
 
 
@@ -180,11 +164,11 @@ def test_what_is_given_may_be_mended(chain, tmp_path):
   args += ['--task=predict:4', '--num=1', '--scale=1', '--loops=1']
   pictures = []
   for mode in (['--commit'], []):
-    command(sample, *args, *mode)
+    call(sample, *args, *mode)
     pictures.append(out.read_bytes())
   assert pictures[0] != pictures[1]
   with pytest.raises(ValueError, match='--commit is of --edit'):
-    command(sample, f'--workdir={chain}/masked', '--commit')
+    call(sample, f'--workdir={chain}/masked', '--commit')
   draw.config = draw.config.copy_and_resolve_references()
   draw.config.objective.commit = False
   with pytest.raises(ValueError, match='trained without conditions'):
@@ -235,7 +219,7 @@ def test_prediction_is_measured_beside_pasted_clips(chain, monkeypatch, commit):
 def test_tasks_on_the_command_line(chain, monkeypatch, tmp_path):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
   args = [f'--workdir={chain}/masked', '--num=4', '--loops=2']
-  command(evaluate, *args, '--task=predict:4', '--commit')
+  call(evaluate, *args, '--task=predict:4', '--commit')
   report = json.loads((chain / 'masked' / 'predict-4-commit.json').read_text())
   (row,) = report['rows']
   for kind in ('drawn', 'pasted'):
@@ -247,7 +231,7 @@ def test_tasks_on_the_command_line(chain, monkeypatch, tmp_path):
     (['--task=predict:4', '--refine=rounds=1'], 'do not go together'),
   ):
     with pytest.raises(ValueError, match=message):
-      command(evaluate, *args, *more)
+      call(evaluate, *args, *more)
 
 
 def test_only_a_tokenizer_of_images_is_inflated(chain, tmp_path):
@@ -266,7 +250,7 @@ def test_both_trainings_draw_film_strips(chain):
 
 def test_clips_are_evaluated_at_every_loop_count(chain, monkeypatch, tmp_path):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
-  command(evaluate, f'--workdir={chain}/masked', '--num=12', '--loops=1,2,4')
+  call(evaluate, f'--workdir={chain}/masked', '--num=12', '--loops=1,2,4')
   report = json.loads((chain / 'masked' / 'elastic.json').read_text())
   recipe = report['recipe']
   assert [row['loops'] for row in report['rows']] == [1, 2, 4]
@@ -334,7 +318,7 @@ def test_frames_between_are_blended_and_those_after_repeated():
 def test_a_clip_is_continued_on_the_command_line(chain, tmp_path):
   file, out = clip_file(tmp_path / 'clip.mp4'), tmp_path / 'next.png'
   args = [f'--workdir={chain}/masked', f'--edit={file}', f'--out={out}']
-  command(sample, *args, '--task=predict:4', '--num=1', '--scale=1')
+  call(sample, *args, '--task=predict:4', '--num=1', '--scale=1')
   # The clip, what of it is given, and the sample, a strip each.
   assert picture_size(out) == (8 * 18 + 2, 3 * (18 + 2))
 
@@ -376,7 +360,7 @@ def test_edits_that_do_not_fit(chain, tmp_path):
     (['--edit=nowhere.mp4', '--task=predict:2'], 'nowhere.mp4'),
   ):
     with pytest.raises((ValueError, OSError)) as error:
-      command(sample, workdir, *args)
+      call(sample, workdir, *args)
     assert message in str(error.value)
     assert 'skip_unreadable' not in str(error.value)
 
