@@ -53,6 +53,8 @@ def tpu_devices(topology: str) -> list[Any]:
   os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
   os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v6e-8')
   os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+  # No device is used: other processes may compile, or train, meanwhile.
+  os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
   try:
     return list(
       topologies.get_topology_desc(

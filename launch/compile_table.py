@@ -70,28 +70,36 @@ def report(config: str, topology: str, out: pathlib.Path) -> dict:
   return found
 
 
+def num_steps(config: str) -> int:
+  """Of the training that a config describes."""
+  name, _, variant = config.replace('.py', '').partition(':')
+  module = importlib.import_module(f'configs.{name}')
+  return module.get_config(variant).train.num_steps
+
+
 def row(config: str, topology: str, found: dict) -> str:
   """A line of the table."""
   name = config.replace('.py', '')
   if 'error' in found:
-    return f'| {name} | {topology} | | does not fit | | | |'
+    return f'| {name} | {topology} | | does not fit | | | | |'
   gib = lambda n: f'{n / 2**30:.1f}'
   memory, floor = found['train_step']['memory'], found.get('floor')
   sent = sum(kind['bytes'] for kind in found['collectives'].values())
-  least, rate = '', ''
+  least, rate, hours = '', '', ''
   if floor:
     least = f'{1e3 * floor["seconds"]:.0f}'
     rate = f'{found["batch_size"] / floor["seconds"]:,.0f}'
+    hours = f'{floor["seconds"] * num_steps(config) / 3600:,.0f}'
   return (
     f'| {name} | {topology} | {found["batch_per_chip"]:g} | '
     f'{gib(memory["total"])} of {gib(found["hbm_limit"])} | '
-    f'{sent / 1e6:,.0f} | {least} | {rate} |'
+    f'{sent / 1e6:,.0f} | {least} | {rate} | {hours} |'
   )
 
 
 HEAD = """| config | slice | batch a chip | GiB of HBM | MB received a step | \
-least ms a step | at most examples/s |
-|---|---|---|---|---|---|---|
+least ms a step | at most examples/s | least hours of the training |
+|---|---|---|---|---|---|---|---|
 """
 
 
