@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: venv quickstart masked video test lint format bench ablation \
-  compile-check test-slow
+  compile-check test-slow test-parity goldens
 
 venv: $(READY)
 
@@ -57,6 +57,21 @@ test: venv
 # Those that repeat what others show, in more places or at more length.
 test-slow: venv
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+
+# Beside the libraries whose formats are read, which are installed apart.
+PARITY := .venv-parity
+$(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements.txt -r requirements-dev.txt -r requirements-parity.txt
+	touch $@
+
+test-parity: $(PARITY)/.ready
+	$(PARITY)/bin/python -m pytest tests/parity
+
+# The small files of tests/goldens/ that other libraries made.
+goldens: $(PARITY)/.ready
+	$(PARITY)/bin/python tests/parity/make_goldens.py
 
 lint: venv
 	$(BIN)/ruff check .

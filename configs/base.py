@@ -53,7 +53,8 @@ def get_base() -> ml_collections.ConfigDict:
   # mnist | moving_mnist | moving_mnist:2 (of two digits) | synthetic |
   # npz:FILE (arrays image, label) | folder:DIR (images in class folders) |
   # clips:DIR (videos in class folders) | ucf101:DIR (as it is distributed) |
-  # tokens:DIR (made by elt_jax.tokenize, for masked models)
+  # tokens:DIR, latents:DIR (made by elt_jax.tokenize, for masked models and
+  # for diffusion)
   d.source = 'mnist'
   d.image_size = 28  # pixels of a side
   d.num_channels = 1

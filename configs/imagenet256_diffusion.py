@@ -1,14 +1,14 @@
 """Diffusion ELT on ImageNet 256 x 256, in the latents of an image autoencoder.
 
-    python -m elt_jax.show --config=configs/imagenet256_diffusion.py:8Nx4L
-    python launch/compile_check.py --topology=v6e:2x4 --loops=4,1 \\
-        --config=configs/imagenet256_diffusion.py:8Nx4L
+    python -m elt_jax.tokenize --sd_vae=DIR --source=folder:/data/imagenet \\
+        --out=data/imagenet256_latents
+    python -m elt_jax.train --config=configs/imagenet256_diffusion.py:8Nx4L \\
+        --workdir=runs/8Nx4L
 
-Latents of 32 x 32 x 4 in patches of 2: 256 tokens. {N}Nx{L}L is N unique layers
-looped L times, {N}N the unlooped baseline. There is no reader of latents here
-yet: data.source is synthetic, so that what is trained is a load on a machine
-and not a model. The paper (arXiv 2604.09168, Table 2) reports, with 512 steps
-of DDPM at guidance 3:
+DIR has the files of stabilityai/sd-vae-ft-mse. Latents of 32 x 32 x 4, patches
+of 2: 256 tokens. {N}Nx{L}L is N unique layers looped L times, {N}N the unlooped
+baseline. Nobody has trained them with this code yet; the paper (arXiv
+2604.09168, Table 2) reports, with 512 steps of DDPM at guidance 3:
 
     16Nx2L  1.1B  FID 2.83      32N  2.1B  FID 3.43
     8Nx4L   539M  FID 3.16      16N  1.1B  FID 3.87
@@ -69,10 +69,11 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
   )
   c.data.update(
     {
-      'source': 'synthetic',
+      'source': 'latents:data/imagenet256_latents',
       'image_size': 32,
       'num_channels': 4,
       'num_classes': 1000,
+      'num_threads': 16,
     }
   )
   c.optim.update({'learning_rate': 1e-4, 'warmup_steps': 5000})

@@ -154,6 +154,9 @@ def _batch(config: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   )
   if _masked(config):
     example = {'tokens': rows(grid(config), jnp.int32)}
+  elif config_lib.is_latents(config):
+    latents = rows(config_lib.sample_shape(config), jnp.float16)
+    example = {'image': latents, 'image_std': latents}
   else:
     example = {'image': rows(config_lib.sample_shape(config), jnp.uint8)}
   integer = rows((), jnp.int32)

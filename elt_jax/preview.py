@@ -12,6 +12,7 @@ from elt_jax.data import sources
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.plan import least_loops
+from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 # Examples of a picture; a clip takes a row of it.
@@ -21,7 +22,7 @@ Preview = Callable[[Any], np.ndarray]
 
 
 def build_preview(
-  config: Any, model: Any, mesh: Mesh, tokenizer: Tokenizer | None
+  config: Any, model: Any, mesh: Mesh, tokenizer: Tokenizer | Autoencoder | None
 ) -> Preview:
   """A function of the averaged parameters that gives uint8 [H, W, 3].
 

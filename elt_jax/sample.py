@@ -45,7 +45,8 @@ from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers import loops, refine
 from elt_jax.samplers.draw import Draw, Spent
-from elt_jax.tokenizers import pretrained
+from elt_jax.tokenizers import autoencoder, pretrained
+from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.validation import validate
 
 log = logging.getLogger('elt_jax.sample')
@@ -94,9 +95,12 @@ def load(workdir: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
       f'{workdir} is a tokenizer, which draws nothing by itself: make tokens '
       f'with python -m elt_jax.tokenize --workdir={workdir} --out=DIR'
     )
+  kept = epath.Path(workdir) / 'tokenizer'
   if config.model.family == 'masked':
-    tokenizer = pretrained.load(epath.Path(workdir) / 'tokenizer')
+    tokenizer = pretrained.load(kept)
     pretrained.check_fits(config, tokenizer)
+  elif config_lib.is_latents(config):
+    tokenizer = autoencoder.load(kept)
   draw = make_draw(config, model, mesh, num, tokenizer, changes, workdir)
   return draw, params, step
 
@@ -106,7 +110,7 @@ def make_draw(
   model: Any,
   mesh: Mesh,
   num: int,
-  tokenizer: pretrained.Tokenizer | None,
+  tokenizer: pretrained.Tokenizer | Autoencoder | None,
   changes: dict[str, Any],
   workdir: str = '',
 ) -> Draw:
@@ -161,7 +165,7 @@ def edit_columns(
 
   The latter are the image or clip, and what of it is shown to the model.
   """
-  if draw.tokenizer is None:
+  if draw.config.model.family != 'masked':
     raise ValueError(
       f'--edit needs a masked model; this one is of family '
       f'{draw.config.model.family!r}.'

@@ -1,16 +1,19 @@
-"""Turns a data set into tokens, with a trained tokenizer.
+"""Turns a data set into tokens or latents, with a trained tokenizer.
 
     python -m elt_jax.tokenize --workdir=runs/tokenizer --out=data/mnist_tokens
     python -m elt_jax.tokenize --maskgit=DIR --source=folder:/data/imagenet \\
         --out=data/imagenet256_tokens
+    python -m elt_jax.tokenize --sd_vae=DIR --source=folder:/data/imagenet \\
+        --out=data/imagenet256_latents
 
 --workdir is a run of a tokenizer config; its newest moving average encodes
 every split of the data it was trained on, or of --source; of videos, with
 --ucf_split, --windows and --frame_stride where they are not as in training.
 --tasks=predict:8,interpolate:4 adds what such tasks give, for objective.commit.
---maskgit, in its place, is a directory of public MaskGIT checkpoints. The cache
-holds a copy of the tokenizer. Killed and started again, the command goes on
-where it was.
+--maskgit, in its place, is a directory of public MaskGIT checkpoints; --sd_vae
+one of the autoencoder of Stable Diffusion, as diffusers saves it, for images of
+--image_size and --num_classes: latents, for diffusion models. The cache holds a
+copy of what made it. Killed and started again, the command goes on.
 """
 
 from collections.abc import Sequence
@@ -24,18 +27,21 @@ import numpy as np
 from tqdm import tqdm
 
 from elt_jax import cli, edit, files, sample
-from elt_jax.data import sources, token_cache
+from elt_jax.data import latent_cache, shards, sources, token_cache
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.interop import maskgit
+from elt_jax.tokenizers import autoencoder
+from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.validation import validate
 
+VAE = ('image_size', 'num_classes')
 # Flags in place of keys of config.data.
 DATA = ('source', 'ucf_split', 'windows', 'frame_stride', 'skip_unreadable')
 
 
 def tokenize(
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | Autoencoder,
   out: pathlib.Path,
   batch_size: int,
   per_shard: int,
@@ -56,8 +62,14 @@ def tokenize(
   counts = {split: len(source) for split, source in data.items()}
   numbers = map(str, range(tokenizer.config.data.num_classes))
   names = getattr(data['train'], 'class_names', list(numbers))
-  metadata = token_cache.describe(tokenizer, names, counts, per_shard, tasks)
-  if not token_cache.begin(out, metadata):
+  described = (tokenizer, names, counts, per_shard)
+  if isinstance(tokenizer, Autoencoder):
+    metadata = latent_cache.describe(*described)
+    write_shard = latent_cache.write_shard
+  else:
+    metadata = token_cache.describe(*described, tasks)
+    write_shard = token_cache.write_shard
+  if not shards.begin(out, metadata):
     return metadata
   tokenizer.save(out / 'tokenizer')
   with (
@@ -66,7 +78,7 @@ def tokenize(
   ):
     for split, source in data.items():
       read = functools.partial(readers.map, source.__getitem__)
-      for n, path in enumerate(token_cache.shards(out, metadata, split)):
+      for n, path in enumerate(shards.paths(out, metadata, split)):
         index = range(len(source))[n * per_shard : (n + 1) * per_shard]
         if path.exists():
           progress.update(len(index))
@@ -77,21 +89,26 @@ def tokenize(
           parts.append(_encode(tokenizer, examples, batch_size, tasks))
           progress.update(len(examples))
         whole = map(np.concatenate, zip(*parts, strict=True))
-        token_cache.write_shard(path, *whole)
-  token_cache.finish(out, metadata)
+        write_shard(path, *whole)
+  shards.finish(out, metadata)
   return metadata
 
 
 def _encode(
-  tokenizer: Tokenizer,
+  tokenizer: Tokenizer | Autoencoder,
   examples: list[dict[str, Any]],
   batch_size: int,
   tasks: Sequence[str],
 ) -> list[np.ndarray]:
-  """[labels, tokens, conditions of each task] of examples with images."""
+  """Of examples with images, labels and what is stored beside them.
+
+  Tokens and the conditions of each task, or means and standard deviations.
+  """
   images = np.stack([e['image'] for e in examples])
   labels = np.array([e['label'] for e in examples])
   tokens = tokenizer.encode(to_zero_one(images), batch_size)
+  if isinstance(tokenizer, Autoencoder):
+    return [labels, *tokens]
   conditions = [
     edit.tokens_of_task(tokenizer, images, task, batch_size) for task in tasks
   ]
@@ -105,10 +122,7 @@ def main(args: flags.FlagValues) -> None:
   for name in ('batch_size', 'examples_per_shard'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')
-  if path := cli.maskgit(args):
-    _, _, tokenizer = maskgit.load(path)
-  else:
-    tokenizer, _ = sample.load_tokenizer(cli.workdir(args))
+  tokenizer = _load(args)
   data = {key: args[key].value for key in DATA if args[key].value is not None}
   tokenizer.config.data.update(data)
   validate(tokenizer.config)
@@ -116,8 +130,25 @@ def main(args: flags.FlagValues) -> None:
     tokenizer, out, args.batch_size, args.examples_per_shard, args.tasks
   )
   print(
-    f'{out}: {metadata["examples"]} examples, grid {metadata["grid"]}, '
-    f'tokenizer {metadata["tokenizer"]}'
+    f'{out}: {metadata["examples"]} examples of '
+    f'{metadata.get("grid") or metadata["shape"]}, made by '
+    f'{tokenizer.fingerprint}'
+  )
+
+
+def _load(args: flags.FlagValues) -> Tokenizer | Autoencoder:
+  """Of --workdir, --maskgit or --sd_vae."""
+  of_vae = [name for name in VAE if args[name].value is not None]
+  if not args.sd_vae:
+    if of_vae:
+      raise ValueError(f'--{of_vae[0]} goes with --sd_vae.')
+    if path := cli.maskgit(args):
+      return maskgit.load(path)[2]
+    return sample.load_tokenizer(cli.workdir(args))[0]
+  if args.workdir or args.maskgit or args.tasks:
+    raise ValueError('--sd_vae: no --workdir, --maskgit or --tasks beside it.')
+  return autoencoder.of_images(
+    args.sd_vae, args.image_size or 256, args.num_classes or 1000
   )
 
 
@@ -127,6 +158,14 @@ def _define(values: flags.FlagValues) -> None:
   )
   cli.add_maskgit(values)
   string, integer = flags.DEFINE_string, flags.DEFINE_integer
+  string(
+    'sd_vae',
+    None,
+    'Directory of an autoencoder, in place of --workdir.',
+    flag_values=values,
+  )
+  integer('image_size', None, 'With --sd_vae: 256.', flag_values=values)
+  integer('num_classes', None, 'With --sd_vae: 1000.', flag_values=values)
   string(
     'source',
     None,

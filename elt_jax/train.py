@@ -40,7 +40,8 @@ from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.preview import build_preview
 from elt_jax.progress import Progress, Trace, Window
-from elt_jax.tokenizers import pretrained
+from elt_jax.tokenizers import autoencoder
+from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.tokenizers.inflate import inflate
 from elt_jax.tokenizers.pretrained import Tokenizer
 from elt_jax.train_step import build_telemetry, build_train_step
@@ -68,7 +69,7 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
   objective = build_objective(config, model)
   optimizer = optim.build_optimizer(config)
   source = sources.load_source(config, 'train')
-  tokenizer = getattr(source, 'tokenizer', None)  # Of a token cache.
+  tokenizer = getattr(source, 'tokenizer', None)  # Of tokens or latents.
   looped = config.model.family != 'tokenizer'
   dataset = pipeline.build_dataset(
     config, source, jax.process_index(), jax.process_count()
@@ -208,8 +209,8 @@ def by_loop(telemetry: dict[str, jax.Array]) -> dict[str, float]:
   }
 
 
-def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:
-  """Copies the tokenizer of a token cache to workdir/tokenizer.
+def keep_tokenizer(tokenizer: Tokenizer | Autoencoder, workdir: str) -> None:
+  """Copies what made a cache of tokens or latents to workdir/tokenizer.
 
   Raises:
     ValueError: if the run was begun with another one.
@@ -217,11 +218,11 @@ def keep_tokenizer(tokenizer: Tokenizer, workdir: str) -> None:
   directory = epath.Path(workdir) / 'tokenizer'
   if not (directory / 'config.json').exists():  # It is written last.
     tokenizer.save(directory)
-  elif (begun := pretrained.load(directory)).fingerprint != (
+  elif (begun := autoencoder.load_kept(directory)).fingerprint != (
     tokenizer.fingerprint
   ):
     raise ValueError(
-      f'{workdir} was trained on the tokens of tokenizer {begun.fingerprint}, '
+      f'{workdir} was trained on what tokenizer {begun.fingerprint} made, '
       f'the cache was made by {tokenizer.fingerprint}. Use another --workdir, '
       'or the cache of the first run.'
     )

@@ -138,7 +138,8 @@ def _validate_training(config: ConfigDict) -> None:
       f'train.batch_size = {t.batch_size} must be a multiple of '
       f'train.accumulate_steps = {t.accumulate_steps}.'
     )
-  if t.sample_every_steps and channels not in (1, 3):
+  pictures = channels in (1, 3) or config.data.source.startswith('latents:')
+  if t.sample_every_steps and not pictures:
     raise ValueError(
       f'train.sample_every_steps = {t.sample_every_steps} draws pictures, '
       f'which need 1 or 3 channels, not {channels}.'
@@ -224,6 +225,11 @@ def _validate_diffusion(config: ConfigDict) -> None:
     raise ValueError(
       f'data.num_frames = {d.num_frames} must be a multiple of '
       f'model.patch_frames = {m.patch_frames}.'
+    )
+  if d.source.startswith('latents:') and d.flip:
+    raise ValueError(
+      'data.flip = True is of pixels: the mirror image of latents is not that '
+      'of an image.'
     )
   if o.logsnr_min >= o.logsnr_max:
     raise ValueError(

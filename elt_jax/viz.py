@@ -178,8 +178,10 @@ def telemetry_figure(report: dict[str, Any], path: epath.Path) -> None:
   }
   for axis, (name, title) in zip(axes[0], maps.items(), strict=True):
     values = np.array(telemetry['sampling'][name]).T  # [loops, steps]
-    # The first loop changes the embedding out of all proportion.
-    norm = colors.LogNorm() if 'update' in name else None
+    # The first loop changes the embedding out of all proportion; those of a
+    # model that has hardly been trained change nothing.
+    logarithmic = 'update' in name and values.max() > 0
+    norm = colors.LogNorm() if logarithmic else None
     image = axis.imshow(values, origin='lower', aspect='auto', norm=norm)
     figure.colorbar(image, ax=axis)
     axis.set_title(title, fontsize=10)

@@ -160,7 +160,7 @@ def test_missing_file_array_source_and_split_are_named(tmp_path, config):
   with pytest.raises(ValueError, match='not a readable .npz'):
     sources.load_source(config, 'train')
   config.data.source = 'cifar'
-  with pytest.raises(ValueError, match="'folder:DIR', got 'cifar'"):
+  with pytest.raises(ValueError, match="'latents:DIR', got 'cifar'"):
     sources.load_source(config, 'train')
   with pytest.raises(ValueError, match="got 'val'"):
     sources.load_source(config, 'val')

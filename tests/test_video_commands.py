@@ -367,7 +367,8 @@ def test_edits_that_do_not_fit(chain, tmp_path):
 
 def test_a_task_is_of_clips():
   data = types.SimpleNamespace(num_frames=1)
-  config = types.SimpleNamespace(data=data, model=None)
+  model = types.SimpleNamespace(family='masked')
+  config = types.SimpleNamespace(data=data, model=model)
   draw = types.SimpleNamespace(config=config, tokenizer=object())
   with pytest.raises(ValueError, match='--task is of clips'):
     sample.edit_columns(draw, 'a.png', None, 'predict:2')

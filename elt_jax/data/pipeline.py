@@ -38,7 +38,8 @@ def build_dataset(
   Returns:
     A dataset without end whose element k is {'image': [b, ...], 'label': [b],
     'index': [b]} with b = batch_size / process_count; 'index' is the place of
-    an example in the global batch, from which its noise is drawn.
+    an example in the global batch, from which its noise is drawn. Latents have
+    'image_std' besides.
 
   Raises:
     ValueError: if the batch does not divide, or is larger than the source.

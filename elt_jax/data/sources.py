@@ -1,8 +1,9 @@
 """Random-access sources of examples, by name.
 
 An example is {'image': uint8 0..255 or float32 in [-1, 1], [h, w, c] or
-[f, h, w, c]; 'label': int32}, or has 'tokens' in place of 'image'. A source
-has `__len__` and `__getitem__`, which is what Grain asks for.
+[f, h, w, c]; 'label': int32}, or has 'tokens' in place of 'image', or latents,
+'image' and 'image_std', float16. A source has `__len__` and `__getitem__`, as
+Grain asks for.
 """
 
 import functools
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from elt_jax import files
-from elt_jax.config import sample_shape
+from elt_jax.config import is_latents, sample_shape
 from elt_jax.data import clips, folders, ucf101
 from elt_jax.data.clips import ClipSource
 from elt_jax.data.folders import FolderSource
+from elt_jax.data.latent_cache import LatentSource
 from elt_jax.data.moving_mnist import MovingDigits
 from elt_jax.data.token_cache import TokenSource
 from elt_jax.tokenizers import pretrained
@@ -54,7 +56,7 @@ class ArraySource:
 
 
 PixelSource = ArraySource | FolderSource | MovingDigits | ClipSource
-Source = PixelSource | TokenSource
+Source = PixelSource | TokenSource | LatentSource
 
 
 def fit_in_memory(*found: PixelSource) -> bool:
@@ -109,10 +111,13 @@ def load_source(config: Any, split: str) -> Source:
     source = FolderSource(path, split, d.image_size, d.num_channels)
   elif name.startswith(('clips:', 'ucf101:')):
     source = videos(config, split)
+  elif is_latents(config):
+    return _latents(config, split)
   else:
     raise ValueError(
       "data.source must be 'mnist', 'moving_mnist[:2]', 'synthetic', "
-      f"'npz:FILE', 'clips:DIR', 'ucf101:DIR' or 'folder:DIR', got {name!r}."
+      "'npz:FILE', 'clips:DIR', 'ucf101:DIR', 'folder:DIR' or 'latents:DIR', "
+      f'got {name!r}.'
     )
   _check(source, config)
   return source
@@ -227,6 +232,23 @@ def _tokens(config: Any, split: str) -> TokenSource:
       f'{path} has {source.metadata["num_classes"]} classes, data.num_classes '
       f'is {config.data.num_classes}.'
     )
+  return source
+
+
+def _latents(config: Any, split: str) -> LatentSource:
+  """The cache of a diffusion model, checked against the config."""
+  path = config.data.source.removeprefix('latents:')
+  source = LatentSource(path, split)
+  expected = {
+    'shape': list(sample_shape(config)),
+    'num_classes': config.data.num_classes,
+  }
+  for name, value in expected.items():
+    if (got := source.metadata[name]) != value:
+      raise ValueError(
+        f'{path} has {name} {got}, but the config asks for {value} '
+        '(data.image_size, num_channels, num_classes).'
+      )
   return source
 
 

@@ -3,27 +3,20 @@
     DIR/tokenizer/{config.json,weights.npz}    what made the tokens
     DIR/train-00000.array_record ...           a record: int32 label, tokens,
                                                conditions of the tasks
-    DIR/metadata.json                          written last
-
-A shard is written under another name and renamed, and metadata.json appears
-when all shards are there: a killed run leaves a cache that is refused, and
-that the same command completes.
+    DIR/metadata.json                          see `data.shards`
 
 Conditions are the tokens that a task gives, as 'predict:8' the first 8 frames,
 and -1 elsewhere: what a masked model trained with `objective.commit` goes by.
 """
 
 from collections.abc import Sequence
-import json
 import math
 import pathlib
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordWriter
-import grain
 import numpy as np
 
-from elt_jax import files
+from elt_jax.data import shards
 from elt_jax.tokenizers import pretrained
 
 FORMAT = 1
@@ -48,7 +41,7 @@ def describe(
   per_shard: int,
   tasks: Sequence[str] = (),
 ) -> dict[str, Any]:
-  """The metadata of a cache; equal metadata mean equal caches.
+  """The metadata of a cache.
 
   Args:
     tokenizer: what makes the tokens.
@@ -75,48 +68,6 @@ def describe(
   }
 
 
-def shards(
-  directory: pathlib.Path, metadata: dict[str, Any], split: str
-) -> list[pathlib.Path]:
-  """The files of a split, in order."""
-  count = -(-metadata['examples'][split] // metadata['examples_per_shard'])
-  return [directory / f'{split}-{n:05d}.array_record' for n in range(count)]
-
-
-def begin(directory: pathlib.Path, metadata: dict[str, Any]) -> bool:
-  """Claims `directory` for a cache; False if it is there already, whole.
-
-  Raises:
-    ValueError: if the directory holds another cache, whole or begun, or shards
-      of which nothing is known.
-  """
-  for name in ('metadata.json', 'unfinished.json'):
-    if not (directory / name).exists():
-      continue
-    there = _read_json(directory / name)
-    differ = [
-      f'{key}: {there.get(key)!s:.60} there, {metadata[key]!s:.60} here'
-      for key in metadata
-      if there.get(key) != metadata[key]
-    ]
-    if differ:
-      raise ValueError(
-        f'{directory} holds another cache ({"; ".join(differ)}). Use another '
-        '--out, or delete the directory.'
-      )
-    # What a killed writer has left half written.
-    for temporary in directory.glob('.*.array_record'):
-      temporary.unlink()
-    return name != 'metadata.json'
-  if any(directory.glob('*.array_record')):
-    raise ValueError(
-      f'{directory} has shards and no metadata.json to say whose they are. Use '
-      'another --out, or delete the directory.'
-    )
-  files.write_text(directory / 'unfinished.json', _json(metadata))
-  return True
-
-
 def write_shard(
   path: pathlib.Path,
   labels: np.ndarray,
@@ -131,18 +82,7 @@ def write_shard(
   records = np.concatenate(
     [part.reshape(n, -1) for part in (labels, tokens, *conditions)], 1
   ).astype(_RECORD)
-  with files.replacing(path) as temporary:
-    # Groups of one record: training reads them in random order.
-    writer = ArrayRecordWriter(str(temporary), 'group_size:1')
-    for record in records:
-      writer.write(record.tobytes())
-    writer.close()
-
-
-def finish(directory: pathlib.Path, metadata: dict[str, Any]) -> None:
-  """Declares the cache whole."""
-  files.write_text(directory / 'metadata.json', _json(metadata))
-  (directory / 'unfinished.json').unlink()
+  shards.write(path, (record.tobytes() for record in records))
 
 
 class TokenSource:
@@ -169,19 +109,9 @@ class TokenSource:
         no task and conditions are asked for.
     """
     directory = pathlib.Path(directory)
-    if not (directory / 'metadata.json').is_file():
-      state = (
-        'is unfinished; run the same elt_jax.tokenize command again'
-        if (directory / 'unfinished.json').exists()
-        else 'is not there; make it with python -m elt_jax.tokenize'
-      )
-      raise ValueError(f'The token cache {directory} {state}.')
-    self.metadata = _read_json(directory / 'metadata.json')
-    if self.metadata['format'] != FORMAT:
-      raise ValueError(
-        f'{directory} has format {self.metadata["format"]}, this code '
-        f'reads {FORMAT}.'
-      )
+    self.metadata = shards.read_metadata(
+      directory, 'token cache', FORMAT, _KEYS
+    )
     self.tokenizer = pretrained.load(directory / 'tokenizer')
     if self.tokenizer.fingerprint != self.metadata['tokenizer']:
       raise ValueError(
@@ -195,22 +125,7 @@ class TokenSource:
         'with --tasks.'
       )
     self._with_conditions = with_conditions
-    paths = shards(directory, self.metadata, split)
-    if missing := [path.name for path in paths if not path.is_file()]:
-      raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
-    try:
-      self._records = grain.sources.ArrayRecordDataSource(
-        [str(path) for path in paths]
-      )
-    except RuntimeError as e:  # What ArrayRecord raises on a file cut short.
-      raise ValueError(
-        f'A shard of {directory} ({split}) is damaged: {e or "no reason given"}'
-      ) from e
-    if len(self._records) != self.metadata['examples'][split]:
-      raise ValueError(
-        f'{directory} has {len(self._records)} examples in {split}, its '
-        f'metadata say {self.metadata["examples"][split]}.'
-      )
+    self._records = shards.open_split(directory, self.metadata, split)
     self._directory = directory
 
   def __len__(self) -> int:
@@ -243,19 +158,3 @@ class TokenSource:
     return example | (
       {'conditions': conditions} if self._with_conditions else {}
     )
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Raises ValueError unless the file is JSON with the keys of `describe`."""
-  try:
-    metadata = json.loads(path.read_text())
-    missing = [key for key in _KEYS if key not in metadata]
-  except (json.JSONDecodeError, TypeError) as e:
-    raise ValueError(f'{path} is not JSON: {e}') from e
-  if missing:
-    raise ValueError(f'{path} is not of a token cache: it lacks {missing}.')
-  return metadata
-
-
-def _json(metadata: dict[str, Any]) -> str:
-  return json.dumps(metadata, indent=2) + '\n'

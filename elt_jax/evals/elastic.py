@@ -43,7 +43,7 @@ def load_reference(draw: Draw) -> Reference:
 
 
 def pixel_config(draw: Draw) -> Any:
-  """The config of the data set of images: a masked model's are tokens."""
+  """The config of the data set of images; a model's own may be of tokens."""
   return draw.tokenizer.config if draw.tokenizer else draw.config
 
 
@@ -153,6 +153,9 @@ def make_recipe(
     x = to_zero_one(spread(reference.images, num))
     y = draw.tokenizer.reconstruct(draw.tokenizer.encode(x))
     recipe['tokenizer'] = draw.tokenizer.fingerprint
+    for name, value in reference.measure(2 * y - 1).items():
+      recipe[f'{name}_of_reconstructions'] = value
+  if config.model.family == 'masked':
     for name in (
       'mask_schedule',
       'temperature_bias',
@@ -160,8 +163,6 @@ def make_recipe(
       'choice_temperature',
     ):
       recipe[name] = s[name]
-    for name, value in reference.measure(2 * y - 1).items():
-      recipe[f'{name}_of_reconstructions'] = value
   return recipe
 
 

@@ -52,7 +52,7 @@ def evaluate(
   Raises:
     ValueError: if the model is not masked, or the task does not fit it.
   """
-  if draw.tokenizer is None:
+  if draw.config.model.family != 'masked':
     raise ValueError(
       f'--task needs a masked model; this one is of family '
       f'{draw.config.model.family!r}.'

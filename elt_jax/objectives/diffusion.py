@@ -132,7 +132,8 @@ class DiffusionObjective(LoopedObjective):
       batch: 'image' uint8 [b, h, w, c] (0..255) or float in [-1, 1], or clips
         [b, f, h, w, c]; 'label' int32 [b]; 'index' int32 [b], the position in
         the global batch: an example's noise depends on it, and on nothing of
-        how the batch is split.
+        how the batch is split. With 'image_std', of the shape of 'image', the
+        data are drawn from the Gaussian of these two, as latents are.
       key: key of the run; `step` is folded in here.
       step: int32 scalar.
     """
@@ -141,6 +142,9 @@ class DiffusionObjective(LoopedObjective):
     x = to_unit_range(batch['image'])
     keys = per_example(key_examples, batch['index'])
     t, eps, drop = jax.vmap(lambda k: self._draw(k, x.shape[1:]))(keys)
+    if 'image_std' in batch:
+      draw = lambda k: jax.random.normal(jax.random.fold_in(k, 0), x.shape[1:])
+      x += batch['image_std'] * jax.vmap(draw)(keys)
     labels = jnp.where(drop, self.num_classes, batch['label'])
 
     logsnr = self.schedule.logsnr(t)

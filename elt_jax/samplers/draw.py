@@ -19,6 +19,7 @@ from elt_jax.samplers.masked import Decoded
 from elt_jax.samplers.plan import Plan, build_plan
 from elt_jax.samplers.probe import Probe, probe
 from elt_jax.samplers.rebatch import Rebatched
+from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.tokenizers.pretrained import Tokenizer
 
 
@@ -57,7 +58,7 @@ class Draw:
     config: of the model.
     batch_size: samples of a program's call; those that end their loops early
       wait for each other.
-    tokenizer: what decodes the samples of a masked model, or None.
+    tokenizer: what decodes tokens of a masked model, or latents; or None.
   """
 
   def __init__(
@@ -66,7 +67,7 @@ class Draw:
     model: ELT,
     mesh: Mesh,
     batch_size: int | None = None,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: Tokenizer | Autoencoder | None = None,
     workdir: str = '',
   ):
     """Prepares to draw `batch_size` samples at a time.
@@ -77,13 +78,14 @@ class Draw:
       mesh: devices over which a batch is split.
       batch_size: None takes config.sample.batch_size; rounded up to a
         multiple of the devices.
-      tokenizer: of a masked model, to turn tokens into images; None where the
-        model draws images itself.
+      tokenizer: to turn tokens or latents into images; None where the model
+        draws images itself.
       workdir: of the model, where calibrated schedules are.
     """
     self.config = config
     self._workdir = workdir
     self.tokenizer = tokenizer
+    self._has_tokens = tokenizer is not None and config.model.family == 'masked'
     self._mesh = mesh
     shards = batch_shards(mesh)
     batch_size = batch_size or config.sample.batch_size
@@ -152,8 +154,8 @@ class Draw:
       out = out.replace(log_p=np.where(keep < 0, out.log_p, log_p))
       spent.append(Spent(plan, ran))
     if isinstance(out, Decoded):
-      out = self._decode(out.tokens) if self.tokenizer else out.tokens
-    return Drawn(out, spent)
+      out = out.tokens
+    return Drawn(self._decode(out) if self.tokenizer else out, spent)
 
   def plans(
     self,
@@ -162,7 +164,7 @@ class Draw:
     **changes: Any,
   ) -> list[Plan]:
     """Of the run and of each round of refinement, checked; see `sample`."""
-    if refined and self.tokenizer is None:
+    if refined and not self._has_tokens:
       raise ValueError('Refinement is for masked models with a tokenizer.')
     loops = parse(loops, self.config, self._workdir)
     plans = [build_plan(self.config, loops, **changes)]
@@ -254,20 +256,20 @@ class Draw:
   def _rebatched(self) -> Rebatched:
     return Rebatched(self._sampler, self._mesh, self.batch_size)
 
-  def _decode(self, tokens: np.ndarray) -> np.ndarray:
-    """int32 [n, *grid] -> float32 [n, (f,) h, w, c] in [-1, 1]."""
+  def _decode(self, drawn: np.ndarray) -> np.ndarray:
+    """Tokens or latents [n, ...] -> float32 [n, (f,) h, w, c] in [-1, 1]."""
     batched = sharding.batch_sharding(self._mesh)
     images = [
-      self.tokenizer.decode(jax.device_put(tokens[index], batched))
-      for index in sharding.padded_batches(len(tokens), self.batch_size)
+      self.tokenizer.decode(jax.device_put(drawn[index], batched))
+      for index in sharding.padded_batches(len(drawn), self.batch_size)
     ]
-    return np.concatenate(hosts.fetch(images))[: len(tokens)]
+    return np.concatenate(hosts.fetch(images))[: len(drawn)]
 
   def _given(
     self, num: int, known: np.ndarray | None, condition: np.ndarray | None
   ) -> dict[str, np.ndarray]:
     """What the sampler's `start` takes besides keys: always the same names."""
-    if self.tokenizer is None:
+    if not self._has_tokens:
       if known is not None or condition is not None:
         raise ValueError('Known tokens are for masked models with a tokenizer.')
       return {}

@@ -90,11 +90,11 @@ class Tokenizer:
         f'The tokenizer takes pixels in [0, 1], got [{low:.3g}, {high:.3g}].'
       )
     encode = lambda part: self._encode(self._on_device, part)
-    return _in_batches(encode, pixels, batch_size)
+    return in_batches(encode, pixels, batch_size)
 
   def reconstruct(self, tokens: np.ndarray, batch_size: int = 96) -> np.ndarray:
     """int32 [n, *grid] -> float32 [n, (f,) h, w, c] in [0, 1]."""
-    return (_in_batches(self.decode, tokens, batch_size) + 1) / 2
+    return (in_batches(self.decode, tokens, batch_size) + 1) / 2
 
   def decode(self, tokens: Any) -> jax.Array:
     """int32 [b, *grid] -> float32 [b, (f,) h, w, c] in [-1, 1].
@@ -119,7 +119,7 @@ class Tokenizer:
     files.write_text(directory / 'config.json', config_lib.to_json(self.config))
 
 
-def _in_batches(
+def in_batches(
   function: Callable[[Any], jax.Array], x: np.ndarray, batch_size: int
 ) -> np.ndarray:
   """`function` over the first axis, in batches of one shape, on all devices."""
