@@ -23,6 +23,22 @@ from elt_jax.train_state import TrainState
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_COMMITTED = 'commit_success.txt'  # Written last by Orbax, into a bucket.
+
+
+def saved_steps(workdir: epath.PathLike) -> list[int]:
+  """Steps saved whole, oldest first.
+
+  `Checkpoints.steps` without Orbax, which asks JAX for the devices: they are
+  then taken, and who only looks on has no use for them.
+  """
+  directory = epath.Path(workdir) / 'checkpoints'
+  if not directory.is_dir():
+    return []
+  steps = [path for path in directory.iterdir() if path.name.isdigit()]
+  if files.is_address(workdir):  # Where nothing can be renamed.
+    steps = [path for path in steps if (path / _COMMITTED).exists()]
+  return sorted(int(path.name) for path in steps)
 
 
 class Checkpoints:

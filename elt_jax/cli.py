@@ -255,14 +255,18 @@ def run(
   raise SystemExit(0)
 
 
-def _fail(error: Exception, debug: bool, code: int) -> None:
-  if debug:
-    raise error
+def describe(error: Exception) -> str:
+  """One line of an error, of a config file too."""
   message = str(error)
   if isinstance(error, KeyError):  # Its str is the repr of its argument.
     message = f'Unknown key {error.args[0]}'
   if 'Traceback' in message:  # Of an error raised in the config file.
     message = message.strip().splitlines()[-1]
-  message = ' '.join(message.split())
-  print(f'Error: {message} (--debug shows where)', file=sys.stderr)
+  return ' '.join(message.split())
+
+
+def _fail(error: Exception, debug: bool, code: int) -> None:
+  if debug:
+    raise error
+  print(f'Error: {describe(error)} (--debug shows where)', file=sys.stderr)
   raise SystemExit(code) from None

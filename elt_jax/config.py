@@ -92,7 +92,13 @@ def _flat(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
 
 
 def claim_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
-  """Writes config.json, after checking that a started run is of `config`.
+  """Writes config.json, after `check_workdir`."""
+  check_workdir(config, workdir)
+  files.write_text(epath.Path(workdir) / 'config.json', to_json(config))
+
+
+def check_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
+  """Checks that the run in a workdir, if it was started, is of `config`.
 
   Raises:
     ValueError: if the workdir holds checkpoints of another config, naming the
@@ -112,4 +118,3 @@ def claim_workdir(config: ConfigDict, workdir: epath.PathLike) -> None:
         f'{workdir} belongs to another config ({"; ".join(differ)}). Use '
         'another --workdir, or the values of the first run.'
       )
-  files.write_text(path, to_json(config))

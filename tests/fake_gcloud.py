@@ -143,15 +143,21 @@ if [[ $1 == venv ]]; then
 fi
 """
 
-# Trains until $CLOUD/end has an exit code; $CLOUD/slow lets it save for ever.
+# Trains until $CLOUD/end has an exit code, or end-RUN of a workdir RUN;
+# $CLOUD/slow lets it save for ever.
 PYTHON = r"""#!/usr/bin/env bash
 trap 'echo saved; exit 143' TERM
 [[ ! -e $CLOUD/slow ]] || trap 'echo saving' TERM
 printf '%s\n' "$@" >"$HOME/arguments.new"
 mv "$HOME/arguments.new" "$HOME/arguments"
 echo "training in $PWD"
-until [[ -e $CLOUD/end ]]; do sleep 0.05; done
-exit "$(<"$CLOUD/end")"
+end=$CLOUD/end
+for argument; do
+  own=$end-${argument##*/}
+  [[ $argument != --workdir=* || ! -e $own ]] || end=$own
+done
+until [[ -e $end ]]; do sleep 0.05; done
+exit "$(<"$end")"
 """
 
 
@@ -217,9 +223,9 @@ class Cloud:
 
   def start(self, command: str, *args: str) -> subprocess.Popen:
     script = self.clone / 'launch' / f'tpu_{command}.sh'
-    return self._start([script, *SLICE, *args], self.clone, self.env)
+    return self.spawn([script, *SLICE, *args], self.clone, self.env)
 
-  def _start(
+  def spawn(
     self, command: list, cwd: pathlib.Path, env: dict[str, str]
   ) -> subprocess.Popen:
     process = subprocess.Popen(
@@ -250,7 +256,7 @@ class Cloud:
   def start_on_worker(self, *args: str, number: int = 0) -> subprocess.Popen:
     home = self.homes / str(number)
     env = self.env | {'HOME': str(home), 'HOSTNAME': f't1v-n-1-w-{number}'}
-    return self._start(['bash', 'tpu_worker.sh', *args], home, env)
+    return self.spawn(['bash', 'tpu_worker.sh', *args], home, env)
 
   def states(self) -> list[str]:
     return [
