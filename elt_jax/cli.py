@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 from etils import epath
+import fsspec
 from ml_collections import config_flags
 
 from elt_jax import files
@@ -238,6 +239,8 @@ def run(
   logging.getLogger('absl').setLevel(logging.ERROR)
   # Warns of every bucket whose type it may not ask for, which is most.
   logging.getLogger('gcsfs').setLevel(logging.ERROR)
+  # A listing would be kept, and others write into a bucket too.
+  fsspec.config.conf['gcs'] = {'use_listings_cache': False}
   try:
     if rest := values(sys.argv)[1:]:
       raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')

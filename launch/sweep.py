@@ -38,7 +38,6 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from absl import flags
-import fsspec
 
 from elt_jax import cli, files
 from elt_jax import config as config_lib
@@ -295,8 +294,6 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def command() -> None:
-  # A listing would be kept, and it is others who write into a bucket.
-  fsspec.config.conf['gcs'] = {'use_listings_cache': False}
   at = sys.argv.index('--') if '--' in sys.argv else len(sys.argv)
   tpu_flags = sys.argv[at + 1 :]
   del sys.argv[at:]
