@@ -81,7 +81,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     {'num_steps': 500_000, 'batch_size': 512, 'log_every_steps': 100}
   )
   c.checkpoint.update({'every_steps': 5000, 'keep_every_steps': 50_000})
-  c.mesh.update({'data': 1, 'fsdp': -1})
+  # 16 layers whole on every chip are too much for a v5e.
+  gather = 'use' if variant == '16Nx2L' else 'step'
+  c.mesh.update({'data': 1, 'fsdp': -1, 'gather': gather})
   c.sample.update(
     {
       'method': 'ddpm',

@@ -109,7 +109,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     }
   )
   c.checkpoint.update({'every_steps': 5000, 'keep_every_steps': 100_000})
-  c.mesh.update({'data': -1, 'fsdp': 1})
+  # Up to XL the state of the unlooped baseline fits a chip whole.
+  sharded = scale in 'HG'
+  c.mesh.update({'data': 1 if sharded else -1, 'fsdp': -1 if sharded else 1})
   c.sample.update(
     {
       'method': 'confidence',

@@ -88,6 +88,7 @@ def test_classifier_learns_is_deterministic_and_cached(tmp_path, monkeypatch):
   assert len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_the_mnist_classifier_is_good_enough_to_judge(tmp_path, monkeypatch):
   monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
   train, test = sources.mnist('train'), sources.mnist('test')

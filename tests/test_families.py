@@ -44,7 +44,7 @@ def tokenizer():
   'make,batch',
   [
     (masked, make_tokens),
-    (tokenizer, make_batch),
+    pytest.param(tokenizer, make_batch, marks=pytest.mark.slow),
   ],
 )
 def test_sharded_steps_equal_the_step_on_one_device(make, batch):

@@ -42,13 +42,14 @@ def two_steps(gather, mesh, changes=()):
   'mesh,changes',
   [
     (FSDP, SCANNED),
-    (
+    pytest.param(
       ALL,
       (
         ('model.loop_embedding', True),
         ('model.input_injection', True),
         ('objective.randomize_max_loops', 2),
       ),
+      marks=pytest.mark.slow,
     ),
     pytest.param(DATA, (('objective.exits', 'all'),), marks=pytest.mark.slow),
   ],

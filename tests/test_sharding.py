@@ -63,7 +63,13 @@ def test_dimension_that_does_not_divide_is_named(config):
     Stack(config, {'data': 2, 'fsdp': 1, 'tensor': 4})
 
 
-@pytest.mark.parametrize('name', ['data', 'fsdp', 'tensor'])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+  'name',
+  ['fsdp', *(pytest.param(name, marks=SLOW) for name in ('data', 'tensor'))],
+)
 def test_sharded_steps_equal_the_step_on_one_device(config, name):
   want, want_metrics = one_device()
   got, got_metrics = three_steps(config, MESHES[name])

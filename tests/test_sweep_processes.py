@@ -80,6 +80,7 @@ def times(path: pathlib.Path) -> dict[str, int]:
   return {str(p): p.stat().st_mtime_ns for p in files}
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_and_no_run_is_doubled(tmp_path):
   workdir = tmp_path / 'w'
   command = [*write_driver(tmp_path, tiny_sweep()), f'--workdir={workdir}']

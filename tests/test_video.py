@@ -337,6 +337,7 @@ def test_the_command_refuses_before_it_draws(
   config = tiny_config()
   config.data.num_frames = frames
   # It has nothing to draw with.
+  config.model.family = 'masked'
   draw = types.SimpleNamespace(
     config=config, tokenizer=object(), plans=lambda *args: None
   )
