@@ -89,7 +89,7 @@ def row(config: str, topology: str, found: dict) -> str:
   if floor:
     least = f'{1e3 * floor["seconds"]:.0f}'
     rate = f'{found["batch_size"] / floor["seconds"]:,.0f}'
-    hours = f'{floor["seconds"] * num_steps(config) / 3600:,.0f}'
+    hours = f'{floor["seconds"] * num_steps(config) / 3600:.1f}'
   return (
     f'| {name} | {topology} | {found["batch_per_chip"]:g} | '
     f'{gib(memory["total"])} of {gib(found["hbm_limit"])} | '

@@ -76,6 +76,8 @@ supervise() {
   # the second one the training would end before it has saved.
   trap 'terminated=1' TERM
   cd "$BASE/code"
+  # In the bucket: a preempted run does not compile again.
+  export JAX_COMPILATION_CACHE_DIR=$workdir/compilation_cache
   "$BASE/venv/bin/python" -u -m elt_jax.train --multihost \
     --workdir="$workdir" "${@:4}" </dev/null >>"$run/log" 2>&1 &
   pid=$!

@@ -150,7 +150,7 @@ trap 'echo saved; exit 143' TERM
 [[ ! -e $CLOUD/slow ]] || trap 'echo saving' TERM
 printf '%s\n' "$@" >"$HOME/arguments.new"
 mv "$HOME/arguments.new" "$HOME/arguments"
-echo "training in $PWD"
+echo "training in $PWD, compiled in $JAX_COMPILATION_CACHE_DIR"
 end=$CLOUD/end
 for argument; do
   own=$end-${argument##*/}

@@ -262,6 +262,7 @@ def test_a_run_from_start_to_stop(slice_):
   assert done.stdout.startswith('queued resource ACTIVE, VM READY\n')
   assert done.stdout.count(f' {WORKDIR}\n') == 2
   assert f'training in {slice_.homes}/1/elt_jax/code' in done.stdout
+  assert f'compiled in {WORKDIR}/compilation_cache' in done.stdout
 
   done = slice_('stop')
   assert re.findall(r'stopped \d+', done.stdout) == ['stopped 143'] * 2
