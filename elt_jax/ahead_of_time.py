@@ -23,6 +23,7 @@ from elt_jax.objectives import build_objective
 from elt_jax.samplers import build_sampler
 from elt_jax.samplers.plan import build_plan
 from elt_jax.train_step import build_train_step
+from elt_jax.validation import is_latents
 
 
 class DoesNotFit(Exception):
@@ -154,7 +155,7 @@ def _batch(config: Any, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   )
   if _masked(config):
     example = {'tokens': rows(grid(config), jnp.int32)}
-  elif config_lib.is_latents(config):
+  elif is_latents(config):
     latents = rows(config_lib.sample_shape(config), jnp.float16)
     example = {'image': latents, 'image_std': latents}
   else:

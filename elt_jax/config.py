@@ -44,11 +44,6 @@ def sample_shape(config: ConfigDict) -> tuple[int, ...]:
   return (*frames, d.image_size, d.image_size, d.num_channels)
 
 
-def is_latents(config: ConfigDict) -> bool:
-  """Whether what is diffused are latents, and not pixels."""
-  return config.data.source.startswith('latents:')
-
-
 def to_json(config: ConfigDict) -> str:
   return json.dumps(config.to_dict(), indent=2, sort_keys=True) + '\n'
 

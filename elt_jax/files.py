@@ -13,6 +13,8 @@ import zipfile
 
 from etils import epath
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 
 def is_address(path: epath.PathLike) -> bool:
@@ -82,3 +84,16 @@ def read_npz(
   if missing := [name for name in wanted if name not in stored]:
     raise ValueError(f'{path} lacks {missing}; it has {stored}.')
   return found
+
+
+def read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of a .safetensors file.
+
+  Raises:
+    OSError: if there is no such file.
+    ValueError: if it is damaged.
+  """
+  try:
+    return safetensors.numpy.load(epath.Path(path).read_bytes())
+  except (safetensors.SafetensorError, ValueError) as e:
+    raise ValueError(f'{path} is not a .safetensors file: {e}') from e

@@ -47,7 +47,7 @@ from elt_jax.samplers import loops, refine
 from elt_jax.samplers.draw import Draw, Spent
 from elt_jax.tokenizers import autoencoder, pretrained
 from elt_jax.tokenizers.autoencoder import Autoencoder
-from elt_jax.validation import validate
+from elt_jax.validation import is_latents, validate
 
 log = logging.getLogger('elt_jax.sample')
 
@@ -99,7 +99,7 @@ def load(workdir: str, num: int, **changes: Any) -> tuple[Draw, Any, int]:
   if config.model.family == 'masked':
     tokenizer = pretrained.load(kept)
     pretrained.check_fits(config, tokenizer)
-  elif config_lib.is_latents(config):
+  elif is_latents(config):
     tokenizer = autoencoder.load(kept)
   draw = make_draw(config, model, mesh, num, tokenizer, changes, workdir)
   return draw, params, step

@@ -87,6 +87,11 @@ RANGES = {
 }
 
 
+def is_latents(config: ConfigDict) -> bool:
+  """Whether what is diffused are latents, and not pixels."""
+  return config.data.source.startswith('latents:')
+
+
 def lookup(config: ConfigDict, key: str) -> Any:
   """The value at a dotted key."""
   for part in key.split('.'):
@@ -138,7 +143,7 @@ def _validate_training(config: ConfigDict) -> None:
       f'train.batch_size = {t.batch_size} must be a multiple of '
       f'train.accumulate_steps = {t.accumulate_steps}.'
     )
-  pictures = channels in (1, 3) or config.data.source.startswith('latents:')
+  pictures = channels in (1, 3) or is_latents(config)
   if t.sample_every_steps and not pictures:
     raise ValueError(
       f'train.sample_every_steps = {t.sample_every_steps} draws pictures, '
@@ -226,7 +231,7 @@ def _validate_diffusion(config: ConfigDict) -> None:
       f'data.num_frames = {d.num_frames} must be a multiple of '
       f'model.patch_frames = {m.patch_frames}.'
     )
-  if d.source.startswith('latents:') and d.flip:
+  if is_latents(config) and d.flip:
     raise ValueError(
       'data.flip = True is of pixels: the mirror image of latents is not that '
       'of an image.'

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from elt_jax import files
-from elt_jax.config import is_latents, sample_shape
+from elt_jax.config import sample_shape
 from elt_jax.data import clips, folders, ucf101
 from elt_jax.data.clips import ClipSource
 from elt_jax.data.folders import FolderSource
@@ -21,6 +21,7 @@ from elt_jax.data.latent_cache import LatentSource
 from elt_jax.data.moving_mnist import MovingDigits
 from elt_jax.data.token_cache import TokenSource
 from elt_jax.tokenizers import pretrained
+from elt_jax.validation import is_latents
 
 SPLITS = ('train', 'test')
 _MNIST_TEST = 500

@@ -5,7 +5,6 @@ the autoencoder as diffusers writes it.
 """
 
 import functools
-import hashlib
 from typing import Any
 
 from etils import epath
@@ -18,8 +17,11 @@ from configs.base import get_base
 from elt_jax import config as config_lib
 from elt_jax import files
 from elt_jax.tokenizers import pretrained, sd_vae
-from elt_jax.tokenizers.pretrained import Tokenizer, in_batches
+from elt_jax.tokenizers.pretrained import Tokenizer, digest_of, in_batches
 from elt_jax.validation import validate
+
+# What decides the meaning of latents, besides the weights.
+_DECIDES = ('norm_num_groups', 'scaling_factor')
 
 
 class Autoencoder:
@@ -30,7 +32,7 @@ class Autoencoder:
   Attributes:
     config: experiment config whose data section describes the images.
     shape: (h, w, c) of an example's latents.
-    fingerprint: of the weights, 16 hexadecimal digits.
+    fingerprint: of the weights and of `_DECIDES`, 16 hexadecimal digits.
   """
 
   def __init__(self, vae: epath.PathLike, config: ml_collections.ConfigDict):
@@ -53,8 +55,8 @@ class Autoencoder:
       )
     side = d.image_size // factor
     self.shape = (side, side, self._vae['latent_channels'])
-    weights = (self._directory / sd_vae.WEIGHTS).read_bytes()
-    self.fingerprint = hashlib.sha256(weights).hexdigest()[:16]
+    decides = {key: self._vae[key] for key in _DECIDES}
+    self.fingerprint = digest_of(decides, params)
     scale = self._vae['scaling_factor']
 
     def encode(params: Any, pixels: jax.Array) -> jax.Array:
@@ -64,9 +66,13 @@ class Autoencoder:
     def decode(params: Any, latents: jax.Array) -> jax.Array:
       return jnp.clip(sd_vae.decode(self._vae, params, latents / scale), -1, 1)
 
-    params = jax.tree.map(jnp.asarray, params)
-    self._encode = functools.partial(jax.jit(encode), params)
-    self._decode = functools.partial(jax.jit(decode), params)
+    self._params = params
+    self._encoder, self._decoder = jax.jit(encode), jax.jit(decode)
+
+  @functools.cached_property
+  def _on_device(self) -> Any:
+    """Not before it is used: training has no use for it."""
+    return jax.tree.map(jnp.asarray, self._params)
 
   def encode(
     self, pixels: np.ndarray, batch_size: int = 32
@@ -75,19 +81,20 @@ class Autoencoder:
 
     Each is float32 [n, *shape].
     """
-    moments = in_batches(self._encode, pixels, batch_size)
+    encode = functools.partial(self._encoder, self._on_device)
+    moments = in_batches(encode, pixels, batch_size)
     return moments[:, 0], moments[:, 1]
 
   def decode(self, latents: Any) -> jax.Array:
     """float32 [b, *shape] -> float32 [b, h, w, 3] in [-1, 1]."""
-    return self._decode(latents)
+    return self._decoder(self._on_device, latents)
 
   def reconstruct(
     self, moments: tuple[np.ndarray, np.ndarray], batch_size: int = 32
   ) -> np.ndarray:
     """What `encode` gives -> float32 [n, h, w, 3] in [0, 1], of the means."""
     means, _ = moments
-    return (in_batches(self._decode, means, batch_size) + 1) / 2
+    return (in_batches(self.decode, means, batch_size) + 1) / 2
 
   def save(self, directory: epath.PathLike) -> None:
     """Writes vae/ and config.json, the weights first."""

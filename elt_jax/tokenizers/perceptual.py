@@ -12,8 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from elt_jax import files
 
@@ -42,10 +40,10 @@ def load_vgg16(path: str) -> dict[str, np.ndarray]:
     raise ValueError(f'tokenizer.perceptual_weights: there is no file {path}.')
   try:
     if path.endswith('.safetensors'):
-      arrays = safetensors.numpy.load_file(path)
+      arrays = files.read_safetensors(path)
     else:
       arrays = files.read_npz(path)
-  except (ValueError, safetensors.SafetensorError) as e:
+  except ValueError as e:
     raise ValueError(f'{path} is not a .safetensors or .npz file: {e}') from e
   found, channels = {}, 3
   for index, features in (layer for level in LEVELS for layer in level):

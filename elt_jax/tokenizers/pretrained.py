@@ -195,6 +195,11 @@ def _fingerprint(config: Any, params: Any) -> str:
     for key, value in structure(config).items()
     if key not in later or value != later[key]
   }
+  return digest_of(decides, params)
+
+
+def digest_of(decides: dict[str, Any], params: Any) -> str:
+  """16 hexadecimal digits of a tree of weights and of what else decides."""
   digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode())
   flat = traverse_util.flatten_dict(params, sep='/')
   for name in sorted(flat):

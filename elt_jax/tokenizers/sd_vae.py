@@ -14,11 +14,12 @@ import json
 from typing import Any
 
 from etils import epath
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
+
+from elt_jax import files
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -63,10 +64,7 @@ def load(directory: epath.PathLike) -> tuple[dict[str, Any], Params]:
       f'{directory} has no {WEIGHTS}: give the directory of an autoencoder as '
       'diffusers saves it, with safe serialization.'
     )
-  try:
-    tensors = safetensors.numpy.load(path.read_bytes())
-  except (safetensors.SafetensorError, ValueError) as e:
-    raise ValueError(f'{path} is not a .safetensors file: {e}') from e
+  tensors = files.read_safetensors(path)
   tensors = {_new_name(name): value for name, value in tensors.items()}
   wanted = dict(_shapes(config))
   for name in sorted(wanted.keys() | tensors.keys()):
@@ -76,14 +74,8 @@ def load(directory: epath.PathLike) -> tuple[dict[str, Any], Params]:
         f'{path}: {name} is {got}, its config.json asks for '
         f'{wanted.get(name, "nothing of that name")}.'
       )
-  params = {}
-  for name, value in tensors.items():
-    *path_, last = name.split('.')
-    node = params
-    for part in path_:
-      node = node.setdefault(part, {})
-    node[last] = _from_torch(np.asarray(value, np.float32))
-  return config, params
+  flat = {name: _from_torch(value) for name, value in tensors.items()}
+  return config, traverse_util.unflatten_dict(flat, sep='.')
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
@@ -109,7 +101,8 @@ def _new_name(name: str) -> str:
 
 
 def _from_torch(x: np.ndarray) -> np.ndarray:
-  return x.transpose({4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[x.ndim])
+  axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[x.ndim]
+  return np.asarray(x, np.float32).transpose(axes)
 
 
 # ---- What a file must hold ---------------------------------------------------
