@@ -100,7 +100,9 @@ def test_each_step_sees_another_sample_of_the_gaussian(cache):
   of_step = jax.jit(
     lambda step: objective.problem(batch, jax.random.key(0), step).inputs
   )
-  first, second = (np.asarray(of_step(step)[0]) for step in (0, 1))
+  (first, t, labels), (second, *_) = jax.device_get(
+    [of_step(step) for step in (0, 1)]
+  )
   np.testing.assert_allclose(first.mean(), 0.5, atol=0.003)
   np.testing.assert_allclose(first.std(), 0.25, atol=0.003)
   # Independent over steps, examples and places.
@@ -108,6 +110,11 @@ def test_each_step_sees_another_sample_of_the_gaussian(cache):
   assert abs((centred * (second - 0.5) / 0.25).mean()) < 0.02
   assert abs((centred[1:] * centred[:-1]).mean()) < 0.02
   assert abs((centred[:, 1:] * centred[:, :-1]).mean()) < 0.02
+  # And of the time and the dropped labels, each value by itself.
+  values = centred.reshape(n, -1)
+  for other in (t, labels == 4):
+    other = (other - other.mean()) / other.std()
+    assert np.abs(other @ values / n).max() < 0.25
 
 
 def test_samples_are_decoded_by_what_the_run_keeps(workdir, tmp_path):

@@ -143,7 +143,8 @@ class DiffusionObjective(LoopedObjective):
     keys = per_example(key_examples, batch['index'])
     t, eps, drop = jax.vmap(lambda k: self._draw(k, x.shape[1:]))(keys)
     if 'image_std' in batch:
-      draw = lambda k: jax.random.normal(jax.random.fold_in(k, 0), x.shape[1:])
+      # 0 and 1 would be the keys that `_draw` splits off.
+      draw = lambda k: jax.random.normal(jax.random.fold_in(k, 2), x.shape[1:])
       x += batch['image_std'] * jax.vmap(draw)(keys)
     labels = jnp.where(drop, self.num_classes, batch['label'])
 
