@@ -18,6 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+_ALL = 'all have come'
 _PLACE = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
@@ -57,44 +58,53 @@ def _meet(address: str, count: int, host: int, seconds: float) -> None:
     raise ValueError(
       f'--multihost: JAX_COORDINATOR_ADDRESS = {address} must be host:port.'
     )
-  deadline = time.monotonic() + seconds
   if host == 0:
-    verdict = _receive(int(port), set(range(1, count)), deadline)
+    verdict = _receive(int(port), set(range(1, count)), seconds)
   else:
-    verdict = _report(place, int(port), host, deadline)
+    verdict = _report(place, int(port), host, seconds)
   if verdict:
     raise ValueError(f'--multihost: after {seconds:g} s {verdict}.')
 
 
-def _receive(port: int, missing: set[int], deadline: float) -> str:
+def _receive(port: int, missing: set[int], seconds: float) -> str:
   """Host 0: '' once nobody is missing, or who is; told to those who came."""
+  deadline = time.monotonic() + seconds
   with contextlib.ExitStack() as stack:
     server = stack.enter_context(socket.create_server(('', port)))
     came = []
     while missing and (left := deadline - time.monotonic()) > 0:
       server.settimeout(left)
-      with contextlib.suppress(TimeoutError):
+      try:
         connection, _ = server.accept()
-        came.append(stack.enter_context(connection))
+      except TimeoutError:
+        break
+      came.append(stack.enter_context(connection))
+      connection.settimeout(min(left, 5))
+      # Who says nothing, or hangs up, is none of the hosts.
+      with contextlib.suppress(OSError):
         missing.discard(int.from_bytes(connection.recv(4)))
     names = ', '.join(map(str, sorted(missing)))
     verdict = f'host {names} has not come' if missing else ''
     for connection in came:
       with contextlib.suppress(OSError):
-        connection.sendall(verdict.encode())
+        connection.sendall((verdict or _ALL).encode())
   return verdict
 
 
-def _report(place: str, port: int, host: int, deadline: float) -> str:
+def _report(place: str, port: int, host: int, seconds: float) -> str:
   """Another host: what host 0 finds."""
+  deadline = time.monotonic() + seconds
   while (left := deadline - time.monotonic()) > 0:
     try:
       with socket.create_connection((place, port), timeout=left) as connection:
         connection.sendall(host.to_bytes(4))
-        connection.settimeout(None)  # Host 0 may have begun to wait later.
-        return connection.makefile().read()
+        # Host 0 may have begun to wait as late as this one gives up.
+        connection.settimeout(left + seconds)
+        if verdict := connection.makefile().read():
+          return '' if verdict == _ALL else verdict
     except OSError:
-      time.sleep(0.2)
+      pass
+    time.sleep(0.2)  # Not there yet, or ended before it had said anything.
   return f'host 0 does not answer at {place}:{port}'
 
 

@@ -1,11 +1,14 @@
 """Runs of several hosts, as real processes on one machine."""
 
+from concurrent import futures
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -23,6 +26,16 @@ def free_port():
   with socket.socket() as s:
     s.bind(('localhost', 0))
     return s.getsockname()[1]
+
+
+def connect(port):
+  """A connection to host 0, once it listens."""
+  for _ in range(100):
+    try:
+      return socket.create_connection(('localhost', port))
+    except OSError:
+      time.sleep(0.1)
+  raise AssertionError('Host 0 does not listen.')
 
 
 def start(count, workdir, *args, devices=4):
@@ -154,6 +167,34 @@ def test_a_host_that_does_not_come_is_named():
   for process in processes:
     _, err = process.communicate(timeout=60)
     assert 'after 4 s host 1, 3 has not come' in err
+
+
+def test_who_is_no_host_does_not_count():
+  """One says nothing, one hangs up: host 0 goes on to wait for host 1."""
+  port = free_port()
+  with futures.ThreadPoolExecutor() as pool:
+    host_0 = pool.submit(hosts._receive, port, {1}, 60.0)
+    silent, rude = (
+      connect(port),
+      connect(port),
+    )
+    rude.setsockopt(
+      socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0)
+    )
+    rude.close()
+    host_1 = pool.submit(hosts._report, 'localhost', port, 1, 60.0)
+    assert host_1.result(30) == host_0.result(30) == ''
+    silent.close()
+
+
+def test_a_host_0_that_ends_while_it_waits_is_not_taken_for_all():
+  with socket.create_server(('localhost', 0)) as server:
+    port = server.getsockname()[1]
+    with futures.ThreadPoolExecutor() as pool:
+      host_1 = pool.submit(hosts._report, 'localhost', port, 1, 1.0)
+      server.accept()[0].close()
+      server.close()
+      assert host_1.result(30) == f'host 0 does not answer at localhost:{port}'
 
 
 def test_a_host_0_that_does_not_come_is_named(monkeypatch):
