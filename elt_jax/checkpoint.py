@@ -2,10 +2,11 @@
 
 A step directory holds four items: `ema` (all that sampling reads), `state`
 (step, parameters, optimizer), `data` (the position of the loader) and `meta`.
-Saving is asynchronous; Orbax writes under a temporary name and renames, so a
-killed run leaves whole steps and, at most, a temporary directory that is
-ignored. A step that cannot be read all the same is passed over with a
-warning, and the one before it is used.
+Saving is asynchronous; Orbax writes under a temporary name and renames, or, in
+a bucket, where nothing can be renamed, ends with a file that says the step is
+whole: a killed run leaves whole steps and, at most, one that is ignored. A step
+that cannot be read all the same is passed over with a warning, and the one
+before it is used.
 """
 
 from collections.abc import Callable

@@ -240,7 +240,7 @@ def run(
   # Warns of every bucket whose type it may not ask for, which is most.
   logging.getLogger('gcsfs').setLevel(logging.ERROR)
   # A listing would be kept, and others write into a bucket too.
-  fsspec.config.conf['gcs'] = {'use_listings_cache': False}
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
   try:
     if rest := values(sys.argv)[1:]:
       raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')

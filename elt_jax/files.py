@@ -91,9 +91,14 @@ def read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
 
   Raises:
     OSError: if there is no such file.
-    ValueError: if it is damaged.
+    ValueError: if it is damaged, or of a type that numpy does not have.
   """
   try:
     return safetensors.numpy.load(epath.Path(path).read_bytes())
   except (safetensors.SafetensorError, ValueError) as e:
     raise ValueError(f'{path} is not a .safetensors file: {e}') from e
+  except KeyError as e:
+    raise ValueError(
+      f'{path} has tensors of type {e}, which numpy does not have: convert it '
+      'to float32.'
+    ) from e

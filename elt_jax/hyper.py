@@ -104,10 +104,7 @@ def expand(part: Part, config: str, loops: str) -> list[Run]:
       a name cannot be that of a directory.
   """
   (runs,) = _parts([part])
-  runs = [
-    dataclasses.replace(r, config=r.config or config, loops=r.loops or loops)
-    for r in runs
-  ]
+  runs = [_with_defaults(run, config, loops) for run in runs]
   varied = varying(runs) if len(runs) > 1 else list(runs[0].overrides)
   found: list[Run] = []
   for run in runs:
@@ -115,6 +112,17 @@ def expand(part: Part, config: str, loops: str) -> list[Run]:
     _check(run, found)
     found.append(run)
   return found
+
+
+def _with_defaults(run: Run, config: str, loops: str) -> Run:
+  # The config of all has no part in the name of a run that was given one.
+  common = {'config'} if run.name and not run.config else set()
+  return dataclasses.replace(
+    run,
+    config=run.config or config,
+    loops=run.loops or loops,
+    named=run.named | common,
+  )
 
 
 def _check(run: Run, others: Sequence[Run]) -> None:
@@ -168,7 +176,7 @@ def _as_run(entry: Run | Mapping[str, Any]) -> Run:
       'overrides': {key: _plain(value) for key, value in overrides.items()},
     }
   )
-  named = {*run.overrides, 'config'} if run.name else ()
+  named = run.settings if run.name else ()
   return dataclasses.replace(run, named=frozenset(named))
 
 

@@ -160,8 +160,4 @@ class Trace:
     if self._active:
       self._active = False
       jax.profiler.stop_trace()
-      log.info(
-        'Traced steps %d to %d: %s/plugins/profile.',
-        *self._steps,
-        self._directory,
-      )
+      log.info('Traced steps %d to %d: logs/plugins/profile.', *self._steps)

@@ -147,6 +147,7 @@ def _load(args: flags.FlagValues) -> Tokenizer | Autoencoder:
     return sample.load_tokenizer(cli.workdir(args))[0]
   if args.workdir or args.maskgit or args.tasks:
     raise ValueError('--sd_vae: no --workdir, --maskgit or --tasks beside it.')
+  cli.required(args, 'source')
   return autoencoder.of_images(
     args.sd_vae, args.image_size or 256, args.num_classes or 1000
   )

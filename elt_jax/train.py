@@ -165,14 +165,22 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
           began = time.monotonic()
           picture = preview(state.ema)
           if jax.process_index() == 0:
-            path = epath.Path(workdir) / 'samples' / f'{step:08d}.png'
-            viz.save_png(path, picture, scale=2)
+            save_preview(workdir, step, picture)
           writer.write_images(step, {'samples': picture})
           progress.skip_time(time.monotonic() - began)
         if stop:
           log.warning('Stopping at step %d of %d: saved.', step, num_steps)
           return step == num_steps
   return True
+
+
+def save_preview(workdir: str, step: int, picture: np.ndarray) -> None:
+  """Writes samples/STEP.png, or warns: the run is worth more than a picture."""
+  path = epath.Path(workdir) / 'samples' / f'{step:08d}.png'
+  try:
+    viz.save_png(path, picture, scale=2)
+  except OSError as e:
+    log.warning('No picture of step %d: %s', step, e)
 
 
 def from_images(

@@ -119,6 +119,11 @@ def validate(config: ConfigDict) -> ConfigDict:
       raise ValueError(f'config.{key} must be {bound}, got {value}.')
 
   _validate_training(config)
+  if is_latents(config) and config.model.family != 'diffusion':
+    raise ValueError(
+      f'data.source = {config.data.source!r} is of diffusion models, got '
+      f'model.family {config.model.family!r}.'
+    )
   if config.model.family != 'tokenizer':
     _validate_loops(config)
     _validate_guidance(config)
@@ -235,6 +240,10 @@ def _validate_diffusion(config: ConfigDict) -> None:
     raise ValueError(
       'data.flip = True is of pixels: the mirror image of latents is not that '
       'of an image.'
+    )
+  if is_latents(config) and config.sample.clip:
+    raise ValueError(
+      'sample.clip = True is of pixels, which end at -1 and 1; latents do not.'
     )
   if o.logsnr_min >= o.logsnr_max:
     raise ValueError(

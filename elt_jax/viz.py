@@ -110,7 +110,7 @@ def elastic_figure(
         color='tab:blue',
         ls='--',
         lw=1,
-        label='real data through the tokenizer',
+        label='real data, encoded and decoded',
       )
     axis.set_xlabel(label)
     axis.set_ylabel(f'{quality} (lower is better)', color='tab:blue')

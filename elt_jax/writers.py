@@ -120,6 +120,7 @@ class _Mirror:
 
   def copy(self) -> bool:
     """Whether all that changed could be copied."""
+    copied = True
     with self._lock:
       for path in filter(pathlib.Path.is_file, self.local.rglob('*')):
         size = path.stat().st_size
@@ -130,9 +131,10 @@ class _Mirror:
           epath.Path(path).copy(target, overwrite=True)
         except Exception as e:  # Of gcsfs; the run is worth more than its log.
           log.warning('%s cannot be copied to %s: %s', path, target, e)
-          return False
-        self._copied[path] = size
-      return True
+          copied = False
+        else:
+          self._copied[path] = size
+    return copied
 
   def close(self) -> None:
     """Copies the rest; what cannot be copied stays on this machine."""

@@ -22,6 +22,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # How many chips side by side make a slice by themselves.
 _BOUNDS = {1: '1,1,1', 2: '1,2,1', 4: '2,2,1', 8: '2,4,1'}
 _TPU_PORT = 8476
+# JAX uses GPUs if one of these is installed beside it.
+_CUDA = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
 class Stopped(Exception):
@@ -219,6 +221,8 @@ def tpu_chips() -> list[str]:
 
 def nvidia_gpus() -> list[str]:
   """Names of the GPUs that JAX would use."""
+  if not any(map(importlib.util.find_spec, _CUDA)):
+    return []
   chosen = os.environ.get('CUDA_VISIBLE_DEVICES')
   if chosen is not None:
     return [name for name in chosen.split(',') if name]

@@ -11,7 +11,7 @@ from launch.sweep_runs import Job, train_flags
 
 LAUNCH = ROOT / 'launch'
 # What the sweep says itself.
-_OWN = ('--workdir', '--dry-run', '--')
+_OWN = ('--workdir', '--dry-run', '--help', '--')
 
 
 class Slices:

@@ -8,6 +8,7 @@
 #   --project --zone --name --type --workdir   or ELT_TPU_PROJECT, ELT_TPU_ZONE,
 #                    ELT_TPU_NAME, ELT_TPU_TYPE, ELT_TPU_WORKDIR
 #   --spot --reserved --runtime-version --timeout   as of tpu_create.sh
+#   --data           as of tpu_setup.sh
 #   --attempts=20    to get the run going, in all; 0 is without limit
 #   --backoff=60     seconds before the next attempt; doubled, up to half an
 #                    hour, for each that got nothing going
@@ -46,7 +47,7 @@ bring_up() {
     --runtime-version="$runtime_version" --timeout="$timeout" \
     --poll="$poll" || return
   if [[ $before == ACTIVE ]] && already_runs; then return; fi
-  step tpu_setup.sh --revision="$revision" || return
+  step tpu_setup.sh --revision="$revision" ${data:+--data="$data"} || return
   step tpu_run.sh --workdir="$workdir" -- "${rest[@]}"
 }
 
@@ -141,7 +142,8 @@ main() {
   local attempt pause failures=0
   type=${ELT_TPU_TYPE:-} workdir=${ELT_TPU_WORKDIR:-} spot='' reserved=''
   runtime_version='' timeout=21600 attempts=20 backoff=60 poll=60 grace=300
-  parse 'type workdir runtime-version timeout attempts backoff poll grace' \
+  data=''
+  parse 'type workdir data runtime-version timeout attempts backoff poll grace' \
     'spot reserved' "$@"
   require type
   require_workdir

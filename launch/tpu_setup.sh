@@ -6,6 +6,8 @@
 #   --project --zone --name   or ELT_TPU_PROJECT, ELT_TPU_ZONE, ELT_TPU_NAME
 #   --revision=R   a git revision; default: what is checked out, and refused
 #                  with uncommitted changes
+#   --data=gs://BUCKET/DIRECTORY   copied to data/ of every worker, where the
+#                  runs find it as data/...; what is there already stays
 #   --dry-run      prints the commands and runs nothing
 #
 # The VMs need no access to git. They get Python 3.12, requirements.txt and
@@ -17,8 +19,10 @@ source "$(dirname "$0")/tpu_common.sh"
 
 main() {
   local date
-  revision=
-  parse revision '' "$@"
+  revision='' data=''
+  parse 'revision data' '' "$@"
+  [[ -z $data || $data =~ ^gs://[^[:space:]]+$ ]] ||
+    usage_error "--data must be gs://BUCKET/DIRECTORY, got '$data'."
   if [[ -n $revision ]]; then
     revision=$(git -C "$root" rev-parse -q --verify "$revision^{commit}") ||
       usage_error '--revision must name a commit of this clone.'
@@ -38,7 +42,7 @@ main() {
     --project="$project" --zone="$zone" --worker=all
   on_worker all tar -xzf elt_jax.tar.gz --strip-components=1 \
     launch/tpu_worker.sh
-  on_worker all bash tpu_worker.sh setup "$revision" "$date"
+  on_worker all bash tpu_worker.sh setup "$revision" "$date" ${data:+"$data"}
   report "$name is set up with revision ${revision:0:12}."
 }
 

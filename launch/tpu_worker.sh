@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # What happens on one worker of a slice: the other scripts run it through ssh.
 #
-#   tpu_worker.sh setup REVISION DATE   installs the code of ~/elt_jax.tar.gz
+#   tpu_worker.sh setup REVISION DATE [DATA]   installs ~/elt_jax.tar.gz, and
+#                                       copies DATA of a bucket
 #   tpu_worker.sh start ID SECONDS WORKDIR ARGS...   trains, detached
 #   tpu_worker.sh state                 a line of the latest run
 #   tpu_worker.sh log LINES             the end of its log
 #   tpu_worker.sh stop SECONDS          SIGTERM, and SIGKILL after SECONDS
 #
-# All of it lies in ~/elt_jax: code, venv, revision, and a directory for every
-# start, runs/ID, with log, pid, workdir and, at the end, outcome. A run is
+# All of it lies in ~/elt_jax: code, venv, revision, data, which a setup leaves
+# there, and a directory for every start, runs/ID, with log, pid, workdir and, at
+# the end, outcome. A run is
 # alive while ~/elt_jax/lock is locked: the training and its supervisor hold it
 # open, so that it is free however they end, and not before the TPU is.
 
@@ -27,18 +29,22 @@ alive() { [[ -e $BASE/lock ]] && ! is_free_in 0; }
 is_free_in() { flock --shared --timeout="$1" "$BASE/lock" true; }
 
 setup() {
-  local revision=$1 date=$2 uv=$HOME/.local/bin/uv
+  local revision=$1 date=$2 data=${3:-} uv=$HOME/.local/bin/uv
   ! alive || fail 'a run is alive; stop it before its code is replaced.'
   # Without a revision nothing starts.
   rm -rf "$BASE/revision" "$BASE/code" "$BASE/venv"
-  mkdir -p "$BASE/code"
+  mkdir -p "$BASE/code" "$BASE/data"
   tar -xzf "$HOME/elt_jax.tar.gz" -C "$BASE/code"
+  ln -s "$BASE/data" "$BASE/code/data"
   # The Python of the VM may be older than 3.11, and uv brings its own.
   [[ -x $uv ]] || curl -LsSf https://astral.sh/uv/install.sh | sh
   "$uv" venv --quiet --python=3.12 "$BASE/venv"
   "$uv" pip install --quiet --python="$BASE/venv/bin/python" \
     --exclude-newer="$date" --requirement="$BASE/code/requirements.txt" \
     'jax[tpu]'
+  if [[ -n $data ]]; then
+    gcloud storage rsync --quiet --recursive "$data" "$BASE/data"
+  fi
   printf '%s\n' "$revision" >"$BASE/revision"
 }
 

@@ -133,6 +133,7 @@ case $* in
   *tpu-vm\ ssh*) ssh "$@" ;;
   *tpu-vm\ scp*) for home in homes/*; do cp "$5" "$home"; done ;;
   storage\ cp*) copy "$4" "${5#gs://}" ;;
+  storage\ rsync*) cp -r "${5#gs://}/." "$6" ;;
 esac
 """
 

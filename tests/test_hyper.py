@@ -72,6 +72,8 @@ def test_a_given_name_stands_for_what_it_was_given_with():
     ('plain,seed=0', '1'),
     ('plain,seed=1', '1'),
   ]
+  configs = [{'config': f'configs/x.py:{v}'} for v in ('8Nx4L', '32N')]
+  assert names(product([exits[:1], configs])) == ['ilsd,8Nx4L', 'ilsd,32N']
 
 
 def test_a_run_may_have_a_config_of_its_own():

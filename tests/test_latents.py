@@ -158,9 +158,20 @@ def test_a_config_of_other_latents_is_refused(cache, changes, message):
     sources.load_source(config_of(cache, **changes), 'train')
 
 
-def test_latents_are_not_mirrored(cache):
-  with pytest.raises(ValueError, match=r'data.flip = True is of pixels'):
-    validate(config_of(cache, **{'data.flip': True}))
+@pytest.mark.parametrize(
+  'changes,message',
+  [
+    ({'data.flip': True}, 'data.flip = True is of pixels'),
+    ({'sample.clip': True}, 'sample.clip = True is of pixels'),
+    (
+      {'model.family': 'tokenizer'},
+      "is of diffusion models, got .*'tokenizer'",
+    ),
+  ],
+)
+def test_what_is_of_pixels_alone_is_refused(cache, changes, message):
+  with pytest.raises(ValueError, match=message):
+    validate(config_of(cache, **changes))
 
 
 def test_the_autoencoder_of_a_cache_is_its_own(cache, tmp_path):
@@ -176,7 +187,11 @@ def test_the_autoencoder_of_a_cache_is_its_own(cache, tmp_path):
 @pytest.mark.parametrize(
   'args,message',
   [
-    (['--image_size=15'], 'multiples of 2; got .* image_size = 15'),
+    ([], '--source is required'),
+    (
+      ['--image_size=15', '--source=synthetic'],
+      'multiples of 2; got .* image_size = 15',
+    ),
     (['--tasks=predict:4'], 'no --workdir, --maskgit or --tasks beside it'),
     (['--sd_vae=', '--num_classes=4'], '--num_classes goes with --sd_vae'),
   ],

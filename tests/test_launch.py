@@ -5,8 +5,6 @@ import pathlib
 import pty
 import re
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 
@@ -19,8 +17,6 @@ from fake_gcloud import (
   SLICE,
   TRAIN,
   WORKDIR,
-  Cloud,
-  ended,
   wait_for,
 )
 import pytest
@@ -60,6 +56,7 @@ def test_help_is_the_head_of_the_script(cloud, command):
     ),
     ('create', ('--type=v6e-8', '--spot', '--reserved'), 'give one of them'),
     ('setup', ('--revision=none',), '--revision must name a commit'),
+    ('setup', ('--data=data',), "--data must be gs://BUCKET/DIRECTORY, got 'd"),
     ('run', TRAIN, '--workdir is required, or ELT_TPU_WORKDIR'),
     ('run', ('--workdir=runs/a', *TRAIN), 'must be gs://BUCKET/DIRECTORY'),
     ('run', (f'--workdir={WORKDIR}',), 'Nothing to train'),
@@ -195,6 +192,22 @@ def test_setup_copies_the_revision_and_installs_it_on_every_worker(slice_):
   assert not list(slice_.path.glob('elt_jax-*'))
 
 
+def test_data_of_a_bucket_is_at_data_of_every_worker(slice_):
+  tokens = slice_.path / 'bucket' / 'data' / 'tokens'
+  tokens.mkdir(parents=True)
+  (tokens / 'meta.json').write_text('{}')
+  slice_('setup', '--data=gs://bucket/data')
+  slice_('setup')  # A setup leaves it there.
+  for number in range(NUM_WORKERS):
+    code = slice_.homes / str(number) / 'elt_jax' / 'code'
+    assert (code / 'data' / 'tokens' / 'meta.json').read_text() == '{}'
+  slice_.fail('storage rsync', 1)
+  done = slice_('setup', '--data=gs://bucket/data', code=1)
+  assert 'gcloud failed: storage rsync' in done.stderr
+  done = slice_('run', *NEEDS['run'], code=1)
+  assert 'not set up; run tpu_setup.sh' in done.stderr
+
+
 def test_setup_refuses_uncommitted_changes_unless_a_revision_is_named(slice_):
   first = slice_.git('rev-parse', 'HEAD')
   (slice_.clone / 'requirements.txt').write_text('new\n')
@@ -273,100 +286,6 @@ def test_a_run_from_start_to_stop(slice_):
   # The next start has a log of its own.
   slice_('run', *NEEDS['run'])
   assert len(list((slice_.path / 'bucket/a_run/worker_logs').iterdir())) == 4
-
-
-@pytest.fixture
-def worker(cloud):
-  """A worker that is set up, without what set it up; starts runs."""
-  for number in range(NUM_WORKERS):
-    base = cloud.homes / str(number) / 'elt_jax'
-    (base / 'code').mkdir(parents=True)
-    (base / 'venv' / 'bin').mkdir(parents=True)
-    shutil.copy(cloud.path / 'python', base / 'venv' / 'bin')
-    (base / 'revision').write_text('abc\n')
-    shutil.copy(ROOT / 'launch' / 'tpu_worker.sh', base.parent)
-  return cloud
-
-
-def start(cloud: Cloud, id: str, code: int = 0):
-  return cloud.on_worker('start', id, '60', WORKDIR, '--config=x', code=code)
-
-
-def test_a_start_that_is_repeated_starts_nothing(worker):
-  start(worker, 'one')
-  pid = worker.pid()
-  start(worker, 'one')  # The connection broke, and gcloud ran it again.
-  assert worker.pid() == pid
-  assert 'a run is alive' in start(worker, 'two', code=1).stderr
-  worker.write('end', '0')
-  wait_for(lambda: worker.states() == ['finished', 'idle'])
-  start(worker, 'one')
-  assert worker.states() == ['finished', 'idle']
-
-
-def test_nothing_starts_where_the_bucket_cannot_be_written(worker):
-  worker.fail('storage cp', 1, times=1)
-  done = start(worker, 'one', code=1)
-  assert 'failed: storage cp' in done.stderr
-  assert f'{WORKDIR} cannot be written; nothing was started' in done.stderr
-  assert worker.states() == ['idle', 'idle']
-  start(worker, 'one')
-  assert worker.states() == ['running', 'idle']
-
-
-def test_a_run_that_fails_leaves_its_exit_code(worker):
-  worker.write('end', '3')
-  start(worker, 'one')
-  wait_for(lambda: worker.states()[0] == 'failed')
-  assert ' failed 3 one ' in worker.on_worker('state').stdout
-  assert worker.logs()['t1v-n-1-w-0.log'].endswith('failed, exit code 3\n')
-  assert 'exit code 3' in worker.on_worker('log', '1').stdout
-
-
-def test_a_run_told_to_stop_on_another_host_is_no_run_that_finished(worker):
-  worker.write('end', '143')
-  start(worker, 'one')
-  wait_for(lambda: worker.states()[0] == 'terminated')
-
-
-def test_logs_that_cannot_be_copied_do_not_end_the_run(worker):
-  start(worker, 'one')
-  worker.fail('storage cp', 1)
-  worker.pid()
-  worker.write('end', '0')
-  wait_for(lambda: worker.states()[0] == 'finished')
-
-
-def test_a_vm_that_shuts_down_is_no_run_that_finished(worker):
-  start(worker, 'one')
-  pid = worker.pid()
-  wait_for((worker.homes / '0' / 'arguments').exists)
-  os.killpg(os.getpgid(pid), signal.SIGTERM)  # As systemd: everybody, once.
-  wait_for(lambda: worker.states()[0] == 'terminated')
-  assert worker.logs()['t1v-n-1-w-0.log'].count('saved') == 1
-
-
-def test_a_vm_that_was_started_anew_is_seen(worker):
-  start(worker, 'one')
-  os.killpg(os.getpgid(worker.pid()), signal.SIGKILL)
-  wait_for(lambda: worker.states()[0] == 'lost')
-  start(worker, 'two')
-  assert worker.states()[0] == 'running'
-
-
-def test_a_run_is_asked_once_to_stop_and_killed_in_the_end(worker):
-  worker.write('slow', '')
-  start(worker, 'one')
-  wait_for((worker.homes / '0' / 'arguments').exists)
-  # The connection broke, and gcloud asks again.
-  process = worker.start_on_worker('stop', '60')
-  saving = lambda: worker.on_worker('log', '9').stdout.count('saving')
-  wait_for(saving)
-  done = worker.on_worker('stop', '1')
-  assert 'killed after 1 seconds' in done.stderr
-  assert ' stopped 137 ' in done.stdout
-  assert ' stopped 137 ' in ended(process, 0).stdout
-  assert saving() == 1
 
 
 def test_status_of_a_slice_that_is_half_there(slice_):

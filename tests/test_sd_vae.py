@@ -3,9 +3,12 @@
 tests/goldens/sd_vae: made by `make goldens`, random weights.
 """
 
+import functools
 import json
 import shutil
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -66,6 +69,17 @@ def test_half_precision_is_read_as_float32(copy):
   np.testing.assert_array_equal(bias, half['quant_conv.bias'])
 
 
+def test_no_device_may_round_what_it_multiplies(outputs):
+  config, params = sd_vae.load(GOLDEN)
+  for network, x in ((sd_vae.encode, 'pixels'), (sd_vae.decode, 'mean')):
+    closed = functools.partial(network, config)
+    program = str(jax.make_jaxpr(closed)(params, outputs[x]))
+    products = program.count('conv_general_dilated[')
+    products += program.count('dot_general[')
+    assert products > 10
+    assert program.count('Precision.HIGHEST') >= products
+
+
 def change_config(**values):
   def change(directory):
     path = directory / 'config.json'
@@ -111,6 +125,10 @@ def change_weights(change):
     (
       change_weights(lambda t: t.update(more=np.zeros(3))),
       r'more is \(3,\), its config.json asks for nothing of that name',
+    ),
+    (
+      change_weights(lambda t: t.update(more=np.zeros(3, ml_dtypes.bfloat16))),
+      "has tensors of type 'BF16', which numpy does not have",
     ),
     (change_config(latent_channels=8), r'conv_in.weight is \(16, 4, 3, 3\)'),
     (change_config(_class_name='VQModel'), "this code reads 'AutoencoderKL'"),

@@ -294,7 +294,8 @@ def test_parallel_runs_are_alive_at_once_with_devices_of_their_own(
 ):
   monkeypatch.setenv('JAX_PLATFORMS', '')
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5,6,7')
-  monkeypatch.setattr(sweep_processes, 'tpu_chips', lambda: [])
+  monkeypatch.setattr(sweep_processes, 'tpu_chips', list)
+  monkeypatch.setattr(sweep_processes, '_CUDA', ('jax',))
   (runner.path / 'together').write_text('2')  # Alone, a stub fails.
   out, _ = runner('--parallel=2', '--dry_run')
   assert '# with CUDA_VISIBLE_DEVICES=4,5\n' in out

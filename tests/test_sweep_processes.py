@@ -49,6 +49,19 @@ def test_shares_of_tpu_chips(monkeypatch):
   assert sweep_processes.shares(3) == [{}, {}, {}]
 
 
+def test_shares_of_gpus_are_for_a_jax_that_uses_them(monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', '')
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5')
+  monkeypatch.setattr(sweep_processes, 'tpu_chips', list)
+  monkeypatch.setattr(sweep_processes, '_CUDA', ('no_such_plugin',))
+  assert sweep_processes.shares(2) == [{}, {}]
+  monkeypatch.setattr(sweep_processes, '_CUDA', ('no_such_plugin', 'jax'))
+  assert sweep_processes.shares(2) == [
+    {'CUDA_VISIBLE_DEVICES': '4'},
+    {'CUDA_VISIBLE_DEVICES': '5'},
+  ]
+
+
 # ---- Real processes ----------------------------------------------------------
 
 
@@ -183,6 +196,7 @@ def test_names_of_slices(monkeypatch):
   ]
   for flags, message in (
     (['--workdir=gs://b/s'], '--workdir cannot be given after --'),
+    (['--help'], '--help cannot be given after --'),
     (['--name=Mine'], 'lower case letters.*got --name=Mine'),
   ):
     with pytest.raises(ValueError, match=message):

@@ -2,10 +2,11 @@
 
 import json
 
+from etils import epath
 import numpy as np
 import pytest
 
-from elt_jax import files
+from elt_jax import files, train, writers
 from elt_jax.writers import MetricWriter
 
 
@@ -53,3 +54,24 @@ def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
     raise RuntimeError
   assert path.read_text() == 'old'
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_picture_that_cannot_be_written_ends_no_run(tmp_path, caplog):
+  picture = np.zeros((4, 4, 3), np.uint8)
+  train.save_preview(str(tmp_path), 7, picture)
+  assert (tmp_path / 'samples' / '00000007.png').exists()
+  train.save_preview(str(tmp_path / 'samples' / '00000007.png'), 8, picture)
+  assert 'No picture of step 8: ' in caplog.text
+
+
+def test_a_file_that_cannot_be_copied_keeps_no_other_back(tmp_path, caplog):
+  mirror = writers._Mirror(epath.Path(tmp_path / 'bucket'))
+  for name in ('a', 'b', 'c'):
+    (mirror.local / name).write_text(name)
+  (tmp_path / 'bucket' / 'b' / 'in_the_way').mkdir(parents=True)
+  assert not mirror.copy()
+  assert 'b cannot be copied' in caplog.text
+  assert (tmp_path / 'bucket' / 'a').read_text() == 'a'
+  assert (tmp_path / 'bucket' / 'c').read_text() == 'c'
+  mirror.close()
+  assert (mirror.local / 'b').exists()  # What is not copied is not deleted.

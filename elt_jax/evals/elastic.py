@@ -207,9 +207,9 @@ def table(report: dict[str, Any]) -> str:
   lines.append(line + '(half of the real data to the other; the test split)')
   if f'{quality}_of_reconstructions' in recipe:
     lines.append(
-      f'{"tokens":{width + 7}s}   '
-      f'{recipe[f"{quality}_of_reconstructions"]:8.2f}   (real examples '
-      'through the tokenizer and back)'
+      f'{"decoded":{width + 7}s}   '
+      f'{recipe[f"{quality}_of_reconstructions"]:8.2f}   (real examples, '
+      'encoded and decoded)'
     )
   return '\n'.join(lines)
 

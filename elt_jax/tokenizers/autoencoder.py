@@ -112,6 +112,10 @@ def load(directory: epath.PathLike) -> Autoencoder:
     ValueError: if a file is missing, unreadable, or does not fit the others.
   """
   directory = epath.Path(directory)
+  if not (directory / 'config.json').is_file():
+    raise ValueError(
+      f'{directory} has vae/ and no config.json: it is half of one.'
+    )
   return Autoencoder(directory / 'vae', config_lib.load(directory))
 
 

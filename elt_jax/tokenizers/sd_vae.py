@@ -171,6 +171,9 @@ def _middle_shapes(name, width, out=None):
 # ---- The networks ------------------------------------------------------------
 
 
+# In full float32, also where a device would round what it multiplies: a cache
+# is to hold what diffusers gives.
+@jax.default_matmul_precision('highest')
 def encode(
   config: dict[str, Any], params: Params, pixels: Array
 ) -> tuple[Array, Array]:
@@ -197,6 +200,7 @@ def encode(
   return mean, jnp.exp(jnp.clip(log_variance, -30, 20) / 2)
 
 
+@jax.default_matmul_precision('highest')
 def decode(config: dict[str, Any], params: Params, latents: Array) -> Array:
   """[n, h, w, 4] latents, not scaled -> [n, 8 h, 8 w, 3], about [-1, 1]."""
   p, groups = params['decoder'], config['norm_num_groups']
