@@ -52,6 +52,8 @@ def get_base() -> ml_collections.ConfigDict:
   c.data = d = ml_collections.ConfigDict()
   # mnist | moving_mnist | moving_mnist:2 (of two digits) | synthetic |
   # npz:FILE (arrays image, label) | folder:DIR (images in class folders) |
+  # tfds:NAME[/CONFIG][:VERSION] (images or videos in TFDS_DATA_DIR) |
+  # records:DIR (images, made by elt_jax.prepare) |
   # clips:DIR (videos in class folders) | ucf101:DIR (as it is distributed) |
   # tokens:DIR, latents:DIR (made by elt_jax.tokenize, for masked models and
   # for diffusion)
@@ -62,7 +64,7 @@ def get_base() -> ml_collections.ConfigDict:
   d.windows = 1  # fixed clips of a video, or motions of a digit
   d.frame_stride = 1  # videos: frames from one of a clip to the next
   d.ucf_split = 'all'  # ucf101: 1 | 2 | 3 | all (trains on test clips too)
-  d.skip_unreadable = False  # videos: the next stands in for a damaged one
+  d.skip_unreadable = False  # files: the next stands in for a damaged one
   d.num_classes = 10
   d.flip = False  # mirror at random
   d.num_threads = 1  # readers ahead of the step

@@ -5,6 +5,10 @@
         --config.data.source=folder:/data/imagenet \\
         --config.tokenizer.perceptual_weights=/data/vgg16.safetensors
 
+/data/imagenet has train/ and val/ as ImageNet is distributed, with its
+development kit; data.source is as well tfds:imagenet2012 or, cropped once by
+elt_jax.prepare, records:DIR.
+
 For a TPU slice: a million steps at batch 256. Sizes, weights of the losses and
 optimizer as MaskGIT's (arXiv 2202.04200), which reports a reconstruction FID
 of 2.28; the critic and the perceptual network (VGG-16 here, a ResNet there)

@@ -6,6 +6,7 @@ exit code 2; --debug shows the traceback instead.
 
 from collections.abc import Callable
 import logging
+import pathlib
 import re
 import sys
 from typing import Any
@@ -189,6 +190,13 @@ def workdir(args: flags.FlagValues) -> str:
       'the name of the bucket, and at `gcloud auth application-default login`.'
     ) from e
   return path
+
+
+def out_directory(args: flags.FlagValues) -> pathlib.Path:
+  """--out, where ArrayRecord files go: of this machine."""
+  if files.is_address(path := required(args, 'out')):
+    raise ValueError(f'--out must be a directory, got the address {path}.')
+  return pathlib.Path(path)
 
 
 def parse_integers(

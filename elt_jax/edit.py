@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from elt_jax.data.clips import ClipSource
-from elt_jax.data.folders import open_image
+from elt_jax.data.pictures import open_image
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.tokenizers.pretrained import Tokenizer
 

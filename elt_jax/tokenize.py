@@ -26,7 +26,7 @@ from absl import flags
 import numpy as np
 from tqdm import tqdm
 
-from elt_jax import cli, edit, files, sample
+from elt_jax import cli, edit, sample
 from elt_jax.data import latent_cache, shards, sources, token_cache
 from elt_jax.data.transforms import to_zero_one
 from elt_jax.interop import maskgit
@@ -76,20 +76,18 @@ def tokenize(
     tqdm(total=sum(counts.values()), unit='example') as progress,
     futures.ThreadPoolExecutor() as readers,
   ):
-    for split, source in data.items():
-      read = functools.partial(readers.map, source.__getitem__)
-      for n, path in enumerate(shards.paths(out, metadata, split)):
-        index = range(len(source))[n * per_shard : (n + 1) * per_shard]
-        if path.exists():
-          progress.update(len(index))
-          continue
-        parts = []
-        for first in range(0, len(index), batch_size):
-          examples = list(read(index[first : first + batch_size]))
-          parts.append(_encode(tokenizer, examples, batch_size, tasks))
-          progress.update(len(examples))
-        whole = map(np.concatenate, zip(*parts, strict=True))
-        write_shard(path, *whole)
+    for split, path, index in shards.plan(out, metadata):
+      if path.exists():
+        progress.update(len(index))
+        continue
+      read = functools.partial(readers.map, data[split].__getitem__)
+      parts = []
+      for first in range(0, len(index), batch_size):
+        examples = list(read(index[first : first + batch_size]))
+        parts.append(_encode(tokenizer, examples, batch_size, tasks))
+        progress.update(len(examples))
+      whole = map(np.concatenate, zip(*parts, strict=True))
+      write_shard(path, *whole)
   shards.finish(out, metadata)
   return metadata
 
@@ -116,9 +114,7 @@ def _encode(
 
 
 def main(args: flags.FlagValues) -> None:
-  out = pathlib.Path(cli.required(args, 'out'))
-  if files.is_address(args.out):  # ArrayRecord is of files of this machine.
-    raise ValueError(f'--out must be a directory, got the address {args.out}.')
+  out = cli.out_directory(args)
   for name in ('batch_size', 'examples_per_shard'):
     if args[name].value < 1:
       raise ValueError(f'--{name} must be at least 1, got {args[name].value}.')

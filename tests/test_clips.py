@@ -13,7 +13,7 @@ from PIL import Image
 import pytest
 
 from elt_jax import validation
-from elt_jax.data import clips, folders, pipeline, sources
+from elt_jax.data import clips, pictures, pipeline, sources
 from tests.conftest import tiny_config
 
 CODECS = {'.gif': ('gif', 'rgb8'), '.webm': ('libvpx', 'yuv420p')}
@@ -102,7 +102,7 @@ def test_frames_are_cropped_as_pictures_are(tmp_path, height, width):
   path = write(tmp_path / 'a.avi', [frame] * 2)
   for channels, mode in ((3, 'RGB'), (1, 'L')):
     clip = source(path, num_frames=2, channels=channels)[0]['image']
-    expected = folders.center_crop(Image.fromarray(frame).convert(mode), 16)
+    expected = pictures.center_crop(Image.fromarray(frame).convert(mode), 16)
     assert clip.shape == (2, 16, 16, channels)
     error = clip.astype(int) - expected.reshape(16, 16, channels)
     assert np.abs(error).mean() < 6 and np.abs(error.mean()) < 3

@@ -215,6 +215,7 @@ def test_modules_import_only_from_those_before_them():
     'sample',
     'train',
     'show',
+    'prepare',
     'tokenize',
     'evaluate',
     'calibrate',
@@ -254,7 +255,7 @@ def test_a_misspelt_key_in_a_config_file_raises():
 
 
 def test_no_entry_point_imports_tensorflow():
-  modules = 'train, sample, tokenize, evaluate, frontier, show, bench'
+  modules = 'train, sample, prepare, tokenize, evaluate, frontier, show, bench'
   code = f'import sys; from elt_jax import {modules}; print(*sys.modules)'
   loaded = subprocess.run(
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, check=True

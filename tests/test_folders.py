@@ -1,8 +1,9 @@
-"""Class folders of images: splits, labels, cropping, files that do not open."""
+"""Class folders of images: splits, labels, lists, files that do not open."""
 
 import numpy as np
 from PIL import Image
 import pytest
+import scipy.io
 
 from elt_jax.data import folders, sources
 from tests.conftest import tiny_config
@@ -58,17 +59,6 @@ def test_train_alone_is_divided_too(tmp_path):
     folders.FolderSource(tmp_path, 'test', 8, 1)
 
 
-def test_crop_is_central_and_scales_the_short_side():
-  x = np.zeros((40, 80, 3), np.uint8)
-  x[:, 20:60] = 200
-  image = folders.center_crop(Image.fromarray(x), 10)
-  assert image.shape == (10, 10, 3)
-  # The middle half of the long side, but for what the filter mixes in.
-  assert (image[:, 1:-1] > 190).all()
-  enlarged = folders.center_crop(Image.fromarray(x), 60)
-  assert enlarged.shape == (60, 60, 3)
-
-
 def test_through_the_config(tmp_path):
   config = tiny_config()
   config.data.source = f'folder:{tmp_path}'
@@ -94,11 +84,122 @@ def test_what_cannot_be_read_is_named(tmp_path):
   for n in range(2):
     (tmp_path / 'cat' / f'{n}.png').write_bytes(b'\x89PNG broken')
   source = folders.FolderSource(tmp_path, 'train', 8, 3)
-  with pytest.raises(ValueError, match=r'cat/1\.png cannot be decoded'):
+  with pytest.raises(
+    ValueError, match=r'cat/1\.png cannot be decoded.*skip_unreadable=True'
+  ):
     source[0]
-  deep = Image.fromarray(np.full((8, 8), 40_000, np.uint16))
-  deep.save(tmp_path / 'cat' / '1.png')
-  with pytest.raises(ValueError, match='1.png is of mode I;16'):
+  (tmp_path / 'cat' / '1.png').unlink()
+  with pytest.raises(FileNotFoundError, match='1.png'):
     source[0]
   with pytest.raises(ValueError, match='1 or 3 channels'):
     folders.FolderSource(tmp_path, 'train', 8, 4)
+
+
+def test_the_next_readable_image_stands_in(tmp_path, caplog):
+  for n in range(5):
+    write(tmp_path / 'train' / 'abcde'[n] / f'{n}.jpg', 40 * n)
+  for n in (1, 4):
+    path = tmp_path / 'train' / 'abcde'[n] / f'{n}.jpg'
+    path.write_bytes(path.read_bytes()[:200])
+  config = tiny_config()
+  config.data.source = f'folder:{tmp_path}'
+  config.data.update(
+    {'num_classes': 5, 'num_channels': 3, 'skip_unreadable': True}
+  )
+  write(tmp_path / 'test' / 'a' / '0.png', 0)
+  source = sources.load_source(config, 'train')
+  # The next of the list, from the last on the first, with its label.
+  for _ in range(2):
+    assert [source[i]['label'] for i in range(5)] == [0, 2, 2, 3, 0]
+  np.testing.assert_array_equal(source[1]['image'], source[2]['image'])
+  messages = [record.getMessage() for record in caplog.records]
+  assert len(messages) == len(source.unreadable) == 2
+  assert '4.jpg cannot be decoded' in messages[1]
+  assert '2 of 5 images so far' in messages[1]
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+  """Three classes in train; val and test of six images in no class folder."""
+  for i, name in enumerate(('n03', 'n01', 'n02')):
+    write(tmp_path / 'train' / name / f'{name}_7.JPEG', i)
+  for n in range(6):
+    write(tmp_path / 'val' / f'ILSVRC2012_val_0000000{n + 1}.JPEG', 40 * n)
+    write(tmp_path / 'test' / f'ILSVRC2012_test_0000000{n + 1}.JPEG', 0)
+  return tmp_path
+
+
+def labels_of(root):
+  source = folders.FolderSource(root, 'test', 8, 1)
+  values = [int(source[i]['image'][0, 0, 0]) for i in range(len(source))]
+  assert values == [40 * n for n in range(len(source))]
+  return source.labels.tolist()
+
+
+def write_kit(root, numbers):
+  kit = root / 'ILSVRC2012_devkit_t12' / 'data'
+  kit.mkdir(parents=True)
+  dtype = [(n, 'O') for n in ('ILSVRC2012_ID', 'WNID', 'words')]
+  # As distributed: not by name, and with more than what has images.
+  synsets = [(1, 'n02', 'b'), (2, 'n03', 'c'), (3, 'n01', 'a'), (4, 'n00', '')]
+  scipy.io.savemat(kit / 'meta.mat', {'synsets': np.array(synsets, dtype)})
+  (kit / 'ILSVRC2012_validation_ground_truth.txt').write_text(
+    ''.join(f'{number}\n' for number in numbers)
+  )
+  return kit
+
+
+def test_imagenet_by_its_development_kit(imagenet):
+  write_kit(imagenet, [1, 2, 3, 3, 2, 1])
+  train = folders.FolderSource(imagenet, 'train', 8, 3)
+  assert train.class_names == ['n01', 'n02', 'n03']
+  np.testing.assert_array_equal(train.labels, [0, 1, 2])
+  assert labels_of(imagenet) == [1, 2, 0, 0, 2, 1]
+
+
+@pytest.mark.parametrize('name', ['val', 'validation'])
+def test_imagenet_by_a_list(imagenet, name):
+  (imagenet / 'val').rename(imagenet / name)
+  write_kit(imagenet, [9])  # Goes unread where there is a list.
+  classes = ['n03', 'n01', '0', '2', 'n02', '1']
+  lines = [
+    f'ILSVRC2012_val_0000000{n + 1}.JPEG {c}\n' for n, c in enumerate(classes)
+  ]
+  (imagenet / f'{name}.txt').write_text(''.join(lines))
+  assert labels_of(imagenet) == [2, 0, 0, 2, 1, 1]
+
+
+def test_imagenet_with_class_folders_in_val(imagenet):
+  for path in (imagenet / 'val').iterdir():
+    path.unlink()
+  write(imagenet / 'val' / 'n02' / 'a.JPEG', 0)
+  assert labels_of(imagenet) == [1]
+
+
+@pytest.mark.parametrize(
+  'change,message',
+  [
+    (
+      lambda root: None,
+      'test has no class folders: make .*test.txt with lines',
+    ),
+    (lambda root: write_kit(root, [1]), 'val has 6 files, .* has 1 numbers'),
+    (lambda root: write_kit(root, [1] * 5 + [4]), r"no class .*: \['4'\]"),
+    (
+      lambda root: (write_kit(root, [1] * 6) / 'meta.mat').write_bytes(b'MAT'),
+      'is no meta.mat of ILSVRC2012',
+    ),
+    (
+      lambda root: (root / 'val.txt').write_text('a.JPEG 1'),
+      'val lacks 1 of 1 listed files: a.JPEG',
+    ),
+    (
+      lambda root: (root / 'val.txt').write_text('\na.JPEG n04'),
+      'val.txt:2: expected "FILE CLASS", .* 0 to 2; got "a.JPEG n04"',
+    ),
+  ],
+)
+def test_lists_that_do_not_fit_are_named(imagenet, change, message):
+  change(imagenet)
+  with pytest.raises(ValueError, match=message):
+    folders.FolderSource(imagenet, 'test', 8, 3)

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 import contextlib
-import logging
-import pathlib
-import threading
+import os
 from typing import Any
 
 import av
@@ -12,7 +10,8 @@ from av.video.reformatter import VideoReformatter
 import numpy as np
 from PIL import Image
 
-from elt_jax.data.folders import center_crop
+from elt_jax.data import pictures
+from elt_jax.data.standins import StandIns
 
 SUFFIXES = ('.mp4', '.avi', '.gif', '.webm', '.mkv', '.mov')
 # Of a frame, which is four times 4K, and of its sides. Damaged headers promise
@@ -20,26 +19,98 @@ SUFFIXES = ('.mp4', '.avi', '.gif', '.webm', '.mkv', '.mov')
 MAX_PIXELS, MAX_ASPECT = 2**25, 16
 _LIMIT = {'max_pixels': str(MAX_PIXELS)}
 
-log = logging.getLogger(__name__)
+
+def window(
+  name: Any, found: int, place: float, num_frames: int, stride: int
+) -> range:
+  """The frames of a window at `place`, from 0 to below 1.
+
+  Args:
+    name: of the video, for messages.
+    found: frames that it has.
+    place: of the start, among those at which a whole window starts.
+    num_frames: of a clip.
+    stride: frames from one frame of a clip to the next.
+
+  Raises:
+    ValueError: if the video is too short.
+  """
+  span = (num_frames - 1) * stride + 1
+  if found < span:
+    raise ValueError(
+      f'{name} has {found} frames, but data.num_frames = {num_frames} '
+      f'at data.frame_stride = {stride} take {span}.'
+    )
+  start = int(place * (found - span + 1))
+  return range(start, start + span, stride)
 
 
-class ClipSource:
-  """Windows of videos: {'image': uint8 [f, h, w, c], 'label': int32}.
+class Windows:
+  """Windows of videos, by their place: {'image': uint8 [f, h, w, c], 'label'}.
 
   Example i is window i % windows of video i // windows. Any number of threads
   may read at once.
 
   Attributes:
     class_names: the label is the place in this list.
-    labels: int32 [n], as listed; a clip that stands in for that of an
-      unreadable video has its own.
-    unreadable: path -> reason, of the videos passed over so far, be it for one
-      window.
+    unreadable: of the videos passed over so far, see `StandIns`.
   """
 
   def __init__(
     self,
-    videos: Sequence[tuple[pathlib.Path, int]],
+    names: Sequence[Any],
+    class_names: list[str],
+    windows: int,
+    skip_unreadable: bool,
+  ):
+    self.class_names = class_names
+    self._count, self._windows = len(names) * windows, windows
+    self._stand_ins = StandIns(names, 'videos', skip_unreadable)
+    self.unreadable = self._stand_ins.unreadable
+
+  def __len__(self) -> int:
+    return self._count
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    """The same clip whenever it is asked for; raises as `view` does."""
+    if not 0 <= index < len(self):
+      raise IndexError(f'There are {len(self)} clips, and none {index}.')
+    video, window = divmod(index, self._windows)
+    return self._clip(video, (window + 0.5) / self._windows)
+
+  def view(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+    """A window of the same video that starts anywhere, by `rng`.
+
+    Raises:
+      ValueError: naming the video, if it cannot be decoded or has too few
+        frames; with `skip_unreadable`, if that is so of every video.
+    """
+    return self._clip(index // self._windows, rng.random())
+
+  def _clip(self, video: int, place: float) -> dict[str, Any]:
+    """The window at `place` of this video, or of the next that has one."""
+    return self._stand_ins.read(video, lambda i: self.example(i, place))
+
+  def example(self, video: int, place: float) -> dict[str, Any]:
+    """The window at `place`, from 0 to below 1, of this very video.
+
+    Raises:
+      ValueError: naming the video, if it cannot be decoded or is too short.
+    """
+    raise NotImplementedError
+
+
+class ClipSource(Windows):
+  """Windows of video files.
+
+  Attributes:
+    labels: int32 [n], as listed; a clip that stands in for that of an
+      unreadable video has its own.
+  """
+
+  def __init__(
+    self,
+    videos: Sequence[tuple[str | os.PathLike, int]],
     class_names: list[str],
     num_frames: int,
     size: int,
@@ -64,72 +135,21 @@ class ClipSource:
     Raises:
       ValueError: if there is no video, or on another number of channels.
     """
-    if not videos or channels not in (1, 3):
-      raise ValueError(
-        f'Clips need at least one video, got {len(videos)}, and have 1 or 3 '
-        f'channels, not data.num_channels = {channels}.'
-      )
-    self._videos, self.class_names = videos, class_names
+    if not videos:
+      raise ValueError('Clips need at least one video, got none.')
+    paths = [path for path, _ in videos]
+    super().__init__(paths, class_names, windows, skip_unreadable)
+    self._videos = videos
     self._num_frames, self._stride = num_frames, stride
-    self._size, self._mode = size, 'L' if channels == 1 else 'RGB'
-    self._windows, self._skip = windows, skip_unreadable
+    self._size, self._mode = size, pictures.mode_of(channels)
     labels = np.array([label for _, label in videos], np.int32)
     self.labels = labels.repeat(windows)
-    self.unreadable: dict[pathlib.Path, str] = {}
-    self._lock = threading.Lock()
 
-  def __len__(self) -> int:
-    return len(self.labels)
+  def example(self, video: int, place: float) -> dict[str, Any]:
+    path, label = self._videos[video]
+    return {'image': self.read(path, place), 'label': np.int32(label)}
 
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    """The same clip whenever it is asked for; raises as `view` does."""
-    if not 0 <= index < len(self):
-      raise IndexError(f'There are {len(self)} clips, and none {index}.')
-    video, window = divmod(index, self._windows)
-    return self._clip(video, (window + 0.5) / self._windows)
-
-  def view(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-    """A window of the same video that starts anywhere, by `rng`.
-
-    Raises:
-      ValueError: naming the file, if it cannot be decoded or has too few
-        frames; with `skip_unreadable`, if that is so of every file.
-    """
-    return self._clip(index // self._windows, rng.random())
-
-  def _clip(self, video: int, place: float) -> dict[str, Any]:
-    """The window at `place` of this video, or of the next that has one."""
-    for i in range(len(self._videos)):
-      path, label = self._videos[(video + i) % len(self._videos)]
-      # One passed over before is tried again: a file may be damaged for some
-      # windows only, and what the clip is must not depend on earlier ones.
-      try:
-        return {'image': self.read(path, place), 'label': np.int32(label)}
-      except ValueError as e:
-        if not self._skip:
-          raise ValueError(
-            f'{e} Replace the file, or set data.skip_unreadable=True to pass '
-            'over all such files.'
-          ) from e
-        self._pass_over(path, str(e))
-    raise ValueError(
-      f'None of the {len(self._videos)} videos can be read: '
-      f'{self.unreadable[self._videos[0][0]]}'
-    )
-
-  def _pass_over(self, path: pathlib.Path, reason: str) -> None:
-    with self._lock:
-      if path in self.unreadable:  # Another reader was first.
-        return
-      self.unreadable[path] = reason
-      log.warning(
-        '%s Passed over, with %d of %d videos so far.',
-        reason,
-        len(self.unreadable),
-        len(self._videos),
-      )
-
-  def read(self, path: pathlib.Path, place: float) -> np.ndarray:
+  def read(self, path: str | os.PathLike, place: float) -> np.ndarray:
     """uint8 [f, h, w, c]: the window at `place`, from 0 to below 1.
 
     A function of the file and its arguments alone, or threads would differ.
@@ -137,16 +157,13 @@ class ClipSource:
     Raises:
       ValueError: naming the file, if it cannot be decoded or is too short.
     """
-    span = (self._num_frames - 1) * self._stride + 1
     try:
       # Headers may lie or be silent on it, and packets are counted in no time.
       with _opened(path) as (container, stream):
         found = sum(packet.size > 0 for packet in container.demux(stream))
-      while found >= span:
-        start = int(place * (found - span + 1))
-        frames, decoded = self._window(
-          path, range(start, start + span, self._stride)
-        )
+      while True:
+        wanted = window(path, found, place, self._num_frames, self._stride)
+        frames, decoded = self._window(path, wanted)
         if len(frames) == self._num_frames:
           return np.stack(frames)
         found = decoded  # All there are: some packets gave no frame.
@@ -156,13 +173,9 @@ class ClipSource:
       if isinstance(e, OSError | MemoryError):
         raise
       raise ValueError(f'{path} cannot be decoded: {e}.') from e
-    raise ValueError(
-      f'{path} has {found} frames, but data.num_frames = {self._num_frames} '
-      f'at data.frame_stride = {self._stride} take {span}.'
-    )
 
   def _window(
-    self, path: pathlib.Path, wanted: range
+    self, path: str | os.PathLike, wanted: range
   ) -> tuple[list[np.ndarray], int]:
     """(frames of the clip, number of frames decoded on the way).
 
@@ -179,7 +192,7 @@ class ClipSource:
         rgb = convert.reformat(frame, format='rgb24', threads=1)
         image = Image.fromarray(rgb.to_ndarray()).convert(self._mode)
         upright = image.rotate(frame.rotation, expand=True)
-        pixels = center_crop(upright, self._size)
+        pixels = pictures.center_crop(upright, self._size)
         frames.append(pixels.reshape(self._size, self._size, -1))
         if len(frames) == self._num_frames:
           break
@@ -188,7 +201,7 @@ class ClipSource:
 
 @contextlib.contextmanager
 def _opened(
-  path: pathlib.Path,
+  path: str | os.PathLike,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
   """A file and its video, to be decoded by the thread that asks.
 
@@ -210,7 +223,7 @@ def _opened(
     yield container, streams[0]
 
 
-def _check_size(path: pathlib.Path, width: int, height: int) -> None:
+def _check_size(path: str | os.PathLike, width: int, height: int) -> None:
   """Raises ValueError, naming the file, on frames that are no picture."""
   short, long = sorted((width, height))
   if not 0 < long <= MAX_ASPECT * short or width * height > MAX_PIXELS:

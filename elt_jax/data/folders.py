@@ -1,19 +1,21 @@
 """Files in class folders: DIR/CLASS/*.jpg, or DIR/{train,test}/CLASS/*.jpg.
 
-Classes are the folder names in sorted order. Where there is no test (or val)
-folder, one file in twenty is held out for the test split. Images are read
-here, videos in `clips`.
+Classes are the folder names in sorted order. The test folder is called test,
+val or validation, and may have its files in no class folders if a list says
+what they are, see `data.listed`. Where there is no such folder, one file in
+twenty is held out for the test split. Images are read here, videos in `clips`.
 """
 
+import os
 import pathlib
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from elt_jax.data import listed, pictures
+from elt_jax.data.standins import StandIns
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp')
-# What a picture may be stored as; others would be clipped or misread.
-MODES = ('1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 _HELD_OUT = 20
 
 
@@ -22,11 +24,18 @@ class FolderSource:
 
   Attributes:
     class_names: folder names; the label is the place in this list.
-    labels: int32 [n].
+    labels: int32 [n], as listed; an image that stands in for an unreadable one
+      has its own.
+    unreadable: of the images passed over so far, see `StandIns`.
   """
 
   def __init__(
-    self, directory: str | pathlib.Path, split: str, size: int, channels: int
+    self,
+    directory: str | pathlib.Path,
+    split: str,
+    size: int,
+    channels: int,
+    skip_unreadable: bool = False,
   ):
     """Lists the files; decodes none.
 
@@ -35,31 +44,29 @@ class FolderSource:
       split: 'train' or 'test'.
       size: pixels of a side of the square that examples are cropped to.
       channels: 1 or 3.
+      skip_unreadable: whether the next readable image stands in for one that
+        is not.
 
     Raises:
       ValueError: as `list_files`, or on another number of channels.
     """
+    self._mode, self._size = pictures.mode_of(channels), size
     self.class_names, files = list_files(directory, split, SUFFIXES, 'images')
-    if channels not in (1, 3):
-      raise ValueError(
-        f'Folders of images give 1 or 3 channels, not data.num_channels = '
-        f'{channels}.'
-      )
     self._files = [path for path, _ in files]
-    self._size, self._mode = size, 'L' if channels == 1 else 'RGB'
     self.labels = np.array([label for _, label in files], np.int32)
+    self._stand_ins = StandIns(self._files, 'images', skip_unreadable)
+    self.unreadable = self._stand_ins.unreadable
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    """Raises ValueError, naming the file, if it cannot be decoded."""
-    image = open_image(self._files[index], self._mode)
-    pixels = center_crop(image, self._size)
-    return {
-      'image': pixels.reshape(self._size, self._size, -1),
-      'label': self.labels[index],
-    }
+    """Raises ValueError as `StandIns.read` and `pictures.read`."""
+    return self._stand_ins.read(index, self._example)
+
+  def _example(self, index: int) -> dict[str, Any]:
+    image = pictures.read(self._files[index], self._mode, self._size)
+    return {'image': image, 'label': self.labels[index]}
 
 
 def list_files(
@@ -67,7 +74,7 @@ def list_files(
   split: str,
   suffixes: tuple[str, ...],
   kind: str,
-) -> tuple[list[str], list[tuple[pathlib.Path, int]]]:
+) -> tuple[list[str], list[tuple[str, int]]]:
   """(class names, (path, label) of each file) of a split.
 
   Args:
@@ -84,20 +91,21 @@ def list_files(
   if not root.is_dir():
     raise ValueError(f'data.source: there is no directory {root}.')
   train = root / 'train' if (root / 'train').is_dir() else root
-  held_out = [root / name for name in ('test', 'val') if train != root]
-  held_out = [folder for folder in held_out if folder.is_dir()]
-  base = held_out[0] if held_out and split == 'test' else train
   class_names = _folders(train)
+  held_out = _held_out(root) if train != root else None
+  base = held_out if held_out and split == 'test' else train
   if unknown := set(_folders(base)) - set(class_names):
     raise ValueError(
       f'{base} has classes that {train} has not: {sorted(unknown)[:5]}.'
     )
-  files = [
-    (path, label)
-    for label, name in enumerate(class_names)
-    for path in sorted((base / name).rglob('*'))
-    if path.suffix.lower() in suffixes
-  ]
+  if base == held_out and not _folders(base):
+    files = listed.files(root, base, class_names)
+  else:
+    files = [
+      (path, label)
+      for label, name in enumerate(class_names)
+      for path in _walk(base / name, suffixes)
+    ]
   if not held_out:
     files = [
       file
@@ -112,49 +120,38 @@ def list_files(
   return class_names, files
 
 
+def _held_out(root: pathlib.Path) -> pathlib.Path | None:
+  """The folder of the test split, if there is one.
+
+  ImageNet's test folder has neither class folders nor a list: nobody is told
+  its classes, and val is tested on.
+  """
+  found = [root / name for name in ('test', 'val', 'validation')]
+  found = [folder for folder in found if folder.is_dir()]
+  of_classes = [
+    folder for folder in found if _folders(folder) or listed.there(root, folder)
+  ]
+  return (of_classes or found or [None])[0]
+
+
 def _folders(directory: pathlib.Path) -> list[str]:
   """Names of the class folders, sorted; hidden and system ones are none."""
   return sorted(
-    path.name
-    for path in directory.iterdir()
-    if path.is_dir() and not path.name.startswith(('.', '__'))
+    entry.name
+    for entry in os.scandir(directory)
+    if entry.is_dir() and not entry.name.startswith(('.', '__'))
   )
 
 
-def open_image(path: str | pathlib.Path, mode: str) -> Image.Image:
-  """A picture file, decoded, as mode 'L' or 'RGB'.
+def _walk(folder: pathlib.Path, suffixes: tuple[str, ...]) -> list[str]:
+  """Files with a suffix in a folder and below, sorted folder by folder.
 
-  Raises:
-    ValueError: naming the file, if it cannot be decoded or does not hold 8
-      bits a channel.
+  Strings: a million paths would take a gigabyte.
   """
-  try:
-    with Image.open(path) as image:
-      if image.mode not in MODES:
-        raise ValueError(
-          f'{path} is of mode {image.mode}; expected 8 bits a channel.'
-        )
-      return image.convert(mode)
-  # What Pillow raises on damaged and on enormous files.
-  except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-    raise ValueError(f'{path} cannot be decoded: {e}') from e
-
-
-def center_crop(image: Image.Image, size: int) -> np.ndarray:
-  """The central square, scaled to `size`: uint8 [size, size(, 3)].
-
-  The preprocessing of ADM (Dhariwal and Nichol, arXiv 2105.05233) that the
-  field's reference statistics were made with: halve by box filter while the
-  short side is at least twice too long, then bicubic, then crop.
-  """
-  while min(image.size) >= 2 * size:
-    image = image.resize(
-      (image.width // 2, image.height // 2), Image.Resampling.BOX
-    )
-  scale = size / min(image.size)
-  image = image.resize(
-    (round(image.width * scale), round(image.height * scale)),
-    Image.Resampling.BICUBIC,
-  )
-  left, top = (image.width - size) // 2, (image.height - size) // 2
-  return np.asarray(image.crop((left, top, left + size, top + size)))
+  found = [
+    os.path.join(base, name)
+    for base, _, names in os.walk(folder)
+    for name in names
+    if os.path.splitext(name)[1].lower() in suffixes
+  ]
+  return sorted(found, key=lambda path: path.split(os.sep))

@@ -30,6 +30,18 @@ def paths(
   return [directory / f'{split}-{n:05d}.array_record' for n in range(count)]
 
 
+def plan(
+  directory: pathlib.Path, metadata: Metadata
+) -> list[tuple[str, pathlib.Path, range]]:
+  """(split, file, places of its examples in the split) of every shard."""
+  size = metadata['examples_per_shard']
+  return [
+    (split, path, range(count)[n * size : (n + 1) * size])
+    for split, count in metadata['examples'].items()
+    for n, path in enumerate(paths(directory, metadata, split))
+  ]
+
+
 def begin(directory: pathlib.Path, metadata: Metadata) -> bool:
   """Claims `directory`; False if it is there already, whole.
 
@@ -81,7 +93,11 @@ def finish(directory: pathlib.Path, metadata: Metadata) -> None:
 
 
 def read_metadata(
-  directory: pathlib.Path, kind: str, version: int, keys: Sequence[str]
+  directory: pathlib.Path,
+  kind: str,
+  version: int,
+  keys: Sequence[str],
+  command: str = 'elt_jax.tokenize',
 ) -> Metadata:
   """The metadata of a whole directory.
 
@@ -90,6 +106,7 @@ def read_metadata(
     kind: what they are, for messages, as in 'token cache'.
     version: 'format' that is read.
     keys: that must be there.
+    command: that makes such directories.
 
   Raises:
     ValueError: if the directory is missing, unfinished, or of another kind or
@@ -98,9 +115,9 @@ def read_metadata(
   path = directory / 'metadata.json'
   if not path.is_file():
     state = (
-      'is unfinished; run the same elt_jax.tokenize command again'
+      f'is unfinished; run the same {command} command again'
       if (directory / 'unfinished.json').exists()
-      else 'is not there; make it with python -m elt_jax.tokenize'
+      else f'is not there; make it with python -m {command}'
     )
     raise ValueError(f'The {kind} {directory} {state}.')
   metadata = _read_json(path, keys)
@@ -114,24 +131,39 @@ def read_metadata(
 def open_split(
   directory: pathlib.Path, metadata: Metadata, split: str
 ) -> grain.sources.ArrayRecordDataSource:
-  """Random access to the records of a split.
+  """Random access to the records of a split; raises as `open_files`."""
+  found = paths(directory, metadata, split)
+  return open_files(found, metadata['examples'][split])
+
+
+def open_files(
+  found: Sequence[pathlib.Path], examples: int
+) -> grain.sources.ArrayRecordDataSource:
+  """Random access to the records of files of one directory.
+
+  Args:
+    found: the files, in order.
+    examples: how many they are to have.
 
   Raises:
-    ValueError: if a shard is missing or damaged, or examples are.
+    ValueError: if a file is missing or damaged, examples are, or there is none.
   """
-  found = paths(directory, metadata, split)
+  if not found:
+    raise ValueError('There are no shards to read: the split is empty.')
+  directory = found[0].parent
   if missing := [path.name for path in found if not path.is_file()]:
     raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
   try:
     records = grain.sources.ArrayRecordDataSource([str(p) for p in found])
   except RuntimeError as e:  # What ArrayRecord raises on a file cut short.
     raise ValueError(
-      f'A shard of {directory} ({split}) is damaged: {e or "no reason given"}'
+      f'{found[0]} or one of the {len(found) - 1} shards after it is damaged: '
+      f'{e or "no reason given"}'
     ) from e
-  if len(records) != metadata['examples'][split]:
+  if len(records) != examples:
     raise ValueError(
-      f'{directory} has {len(records)} examples in {split}, its metadata say '
-      f'{metadata["examples"][split]}.'
+      f'{directory} has {len(records)} examples in {found[0].name} and the '
+      f'{len(found) - 1} shards after it, its metadata say {examples}.'
     )
   return records
 

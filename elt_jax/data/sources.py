@@ -19,6 +19,8 @@ from elt_jax.data.clips import ClipSource
 from elt_jax.data.folders import FolderSource
 from elt_jax.data.latent_cache import LatentSource
 from elt_jax.data.moving_mnist import MovingDigits
+from elt_jax.data.records import RecordSource
+from elt_jax.data.tfds_source import TfdsClips, TfdsImages
 from elt_jax.data.token_cache import TokenSource
 from elt_jax.tokenizers import pretrained
 from elt_jax.validation import is_latents
@@ -56,7 +58,15 @@ class ArraySource:
     return {'image': self.images[index], 'label': self.labels[index]}
 
 
-PixelSource = ArraySource | FolderSource | MovingDigits | ClipSource
+PixelSource = (
+  ArraySource
+  | FolderSource
+  | TfdsImages
+  | RecordSource
+  | MovingDigits
+  | ClipSource
+  | TfdsClips
+)
 Source = PixelSource | TokenSource | LatentSource
 
 
@@ -107,18 +117,21 @@ def load_source(config: Any, split: str) -> Source:
     source = synthetic(config, split)
   elif name.startswith('npz:'):
     source = from_npz(name.removeprefix('npz:'), split)
-  elif name.startswith('folder:'):
-    path, d = name.removeprefix('folder:'), config.data
-    source = FolderSource(path, split, d.image_size, d.num_channels)
-  elif name.startswith(('clips:', 'ucf101:')):
+  elif name.startswith('folder:') or (
+    name.startswith('tfds:') and config.data.num_frames == 1
+  ):
+    source = stored_images(config.data, split)
+  elif name.startswith(('clips:', 'ucf101:', 'tfds:')):
     source = videos(config, split)
+  elif name.startswith('records:'):
+    source = RecordSource(name.removeprefix('records:'), split)
   elif is_latents(config):
     return _latents(config, split)
   else:
     raise ValueError(
       "data.source must be 'mnist', 'moving_mnist[:2]', 'synthetic', "
-      "'npz:FILE', 'clips:DIR', 'ucf101:DIR', 'folder:DIR' or 'latents:DIR', "
-      f'got {name!r}.'
+      "'npz:FILE', 'clips:DIR', 'ucf101:DIR', 'tfds:NAME', 'records:DIR', "
+      f"'folder:DIR' or 'latents:DIR', got {name!r}."
     )
   _check(source, config)
   return source
@@ -171,19 +184,28 @@ def moving_mnist(config: Any, split: str) -> MovingDigits:
   )
 
 
-def videos(config: Any, split: str) -> ClipSource:
-  """Clips of the video files of 'clips:DIR' or 'ucf101:DIR'."""
+def stored_images(d: Any, split: str) -> FolderSource | TfdsImages:
+  """The images of 'folder:DIR' or 'tfds:NAME', by the keys of config.data.
+
+  Raises:
+    ValueError: on another source, and as the sources do.
+  """
+  kinds = {'folder': FolderSource, 'tfds': TfdsImages}
+  kind, _, name = d.source.partition(':')
+  if kind not in kinds:
+    raise ValueError(
+      f"Images are of 'folder:DIR' or 'tfds:NAME', got {d.source!r}."
+    )
+  return kinds[kind](
+    name, split, d.image_size, d.num_channels, d.skip_unreadable
+  )
+
+
+def videos(config: Any, split: str) -> ClipSource | TfdsClips:
+  """Clips of the videos of 'clips:DIR', 'ucf101:DIR' or 'tfds:NAME'."""
   d = config.data
   kind, _, path = d.source.partition(':')
-  if kind == 'ucf101':
-    class_names, paths = ucf101.list_files(path, split, d.ucf_split)
-  else:
-    class_names, paths = folders.list_files(
-      path, split, clips.SUFFIXES, 'videos'
-    )
-  return ClipSource(
-    paths,
-    class_names,
+  options = (
     d.num_frames,
     d.image_size,
     d.num_channels,
@@ -191,6 +213,15 @@ def videos(config: Any, split: str) -> ClipSource:
     d.windows,
     d.skip_unreadable,
   )
+  if kind == 'tfds':
+    return TfdsClips(path, split, *options)
+  if kind == 'ucf101':
+    class_names, paths = ucf101.list_files(path, split, d.ucf_split)
+  else:
+    class_names, paths = folders.list_files(
+      path, split, clips.SUFFIXES, 'videos'
+    )
+  return ClipSource(paths, class_names, *options)
 
 
 def synthetic(config: Any, split: str, size: int = 1024) -> ArraySource:
@@ -258,15 +289,15 @@ def _check(source: PixelSource, config: Any) -> None:
   d = config.data
   expected = sample_shape(config)
   if isinstance(source, ArraySource):
-    images = source.images
+    images, labels = source.images, source.labels
   elif len(source.class_names) != d.num_classes:
     raise ValueError(
       f'{d.source} has {len(source.class_names)} classes, data.num_classes is '
       f'{d.num_classes}.'
     )
-  else:  # All are made alike.
-    images = source[0]['image'][None]
-  labels = source.labels
+  else:  # All are made alike, with places in that list for labels.
+    first = source[0]
+    images, labels = first['image'][None], first['label'][None]
   if images.shape[1:] != expected:
     raise ValueError(
       f'{d.source} has examples of shape {images.shape[1:]}, but the config '
