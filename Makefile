@@ -64,6 +64,9 @@ $(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements.txt -r requirements-dev.txt -r requirements-parity.txt
+	# What it depends on besides is not needed for its network.
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps 'torch-fidelity>=0.4'
 	touch $@
 
 test-parity: $(PARITY)/.ready

@@ -11,18 +11,32 @@ With --task=predict:8 (or interpolate:4, see elt_jax.sample) clips of the test
 split give their frames and a masked model draws the others, beside clips that
 are drawn with nothing given and pasted in: predict-8.json, predict-8.png.
 
+With --metrics=fid,sfid,is,pr, samples are measured as OpenAI's evaluation suite
+does, in metrics.json, a row of which is never measured twice:
+
+    python -m elt_jax.evaluate --workdir=runs/8Nx4L --num=50000 --loops=1,2,4 \\
+        --metrics=fid,is,pr --reference=VIRTUAL_imagenet256_labeled.npz \\
+        --inception=pt_inception-2015-12-05-6726825d.pth
+
+--inception is the file of mseitzer/pytorch-fid; --save_samples keeps what is
+drawn, for the suite itself.
+
 Of a tokenizer, it measures the reconstructions of the held-out split instead,
 and writes reconstruction.json and reconstruction.png.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from etils import epath
 
 from elt_jax import cli, sample
 from elt_jax import config as config_lib
-from elt_jax.evals import elastic, reconstruction, tasks
+from elt_jax.evals import adm, elastic, fid, inception, reconstruction, tasks
+
+# Flags of --metrics.
+_OF_METRICS = ('reference', 'inception', 'unequal', 'save_samples')
 
 
 def main(args: flags.FlagValues) -> None:
@@ -30,7 +44,7 @@ def main(args: flags.FlagValues) -> None:
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')
   if config_lib.load(workdir).model.family == 'tokenizer':
-    of_samples = ('loops', 'num', 'seed', 'refine', 'task', 'commit')
+    of_samples = ('loops', 'num', 'seed', 'refine', 'task', 'commit', 'metrics')
     of_samples += tuple(cli.SAMPLE_KEYS)
     if given := [name for name in of_samples if args[name].present]:
       raise ValueError(
@@ -40,6 +54,14 @@ def main(args: flags.FlagValues) -> None:
   draw, params, step = sample.load(workdir, args.num, **cli.sampling(args))
   counts = elastic.loop_counts(draw.config)
   schedules, refined = sample.requested(args, draw, workdir, counts)
+  if args.metrics:
+    if refined or args.task or args.commit:
+      raise ValueError('--metrics: no --refine, --task or --commit beside it.')
+    report = evaluate_metrics(args, draw, params, step, schedules)
+    print(fid.table(report))
+    return _print([epath.Path(workdir) / fid.REPORT])
+  if given := [name for name in _OF_METRICS if args[name].present]:
+    raise ValueError(f'--{given[0]} is of --metrics=fid,is,pr.')
   if args.task:
     if refined:
       raise ValueError('--refine and --task do not go together.')
@@ -57,6 +79,37 @@ def main(args: flags.FlagValues) -> None:
   _print(elastic.write(workdir, report, pictures))
 
 
+def evaluate_metrics(
+  args: flags.FlagValues, draw: Any, params: Any, step: int, schedules: Any
+) -> dict[str, Any]:
+  """The report of --metrics."""
+  fid.check_metrics(args.metrics)
+  d = elastic.pixel_config(draw).data
+  if d.num_frames > 1 or d.num_channels not in (1, 3):
+    raise ValueError(
+      f'--metrics is of images, and {args.workdir} draws {d.num_frames} frames '
+      f'of {d.num_channels} channels.'
+    )
+  file = adm.Reference(cli.required(args, 'reference'))
+  network = inception.Inception(inception.load(cli.required(args, 'inception')))
+  reference = fid.Reference(file, network, args.metrics)
+  if not args.unequal:
+    reference.check_count(args.num)
+  recipe = fid.make_recipe(
+    draw, step, args.num, args.seed, args.metrics, file, network
+  )
+  return fid.evaluate(
+    draw,
+    params,
+    args.workdir,
+    schedules,
+    network,
+    reference,
+    recipe,
+    args.save_samples,
+  )
+
+
 def evaluate_tokenizer(workdir: str) -> None:
   tokenizer, step = sample.load_tokenizer(workdir)
   report, picture = reconstruction.evaluate(tokenizer, step)
@@ -72,6 +125,19 @@ def _print(paths: Sequence[epath.Path]) -> None:
 def _define(values: flags.FlagValues) -> None:
   cli.add_sampling(values, loops='1..L_max and on to 2 L_max', num=1000)
   cli.add_task(values)
+  flags.DEFINE_list(
+    'metrics', [], 'Some of fid,sfid,is,pr.', flag_values=values
+  )
+  for name, text in (
+    ('reference', 'With --metrics: .npz with mu and sigma, or arr_0.'),
+    ('inception', 'With --metrics: weights, .pth, .safetensors or .npz.'),
+  ):
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  for name, text in (
+    ('unequal', 'FID of other numbers of samples and reference images.'),
+    ('save_samples', 'With --metrics: writes samples-LOOPS.npz, arr_0.'),
+  ):
+    flags.DEFINE_boolean(name, False, text, flag_values=values)
 
 
 if __name__ == '__main__':

@@ -188,6 +188,7 @@ def test_evaluate_writes_the_elastic_report(trained, tmp_path):
   assert picture_size(trained / 'telemetry.png')[0] > 800
 
 
+@pytest.mark.slow
 def test_a_budget_is_calibrated_and_the_frontier_found(trained, tmp_path):
   out, _ = run(
     'calibrate', f'--workdir={trained}', '--budget=0.5,1', '--num=12'

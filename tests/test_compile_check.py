@@ -69,6 +69,7 @@ def test_a_report_holds_what_the_compiler_says(eight, make):
   json.dumps(report)
 
 
+@pytest.mark.slow
 def test_fewer_unique_layers_at_one_depth_need_less(eight):
   config = sharded(tiny_config())
   depth = config.model.num_layers * config.model.max_loops

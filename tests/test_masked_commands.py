@@ -94,6 +94,7 @@ def test_both_are_measured(chain, tmp_path, monkeypatch, capsys):
   assert report['recipe']['fd_lenet_of_reconstructions'] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_cache_is_refused_and_completed(chain, tmp_path):
   """SIGKILL at a moment that differs from run to run."""
   rng = np.random.default_rng(0)

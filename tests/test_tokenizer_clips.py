@@ -73,6 +73,7 @@ def test_channels_of_a_patch_are_its_weighted_cosines():
   )
 
 
+@pytest.mark.slow
 def test_networks_see_waves_and_draw_them():
   """As networks without patches, of the waves themselves."""
   model = build_model(clips_config(patch_size=2, patch_frames=2))

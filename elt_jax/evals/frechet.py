@@ -3,28 +3,67 @@
 import numpy as np
 
 
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[n, d] -> (mean [d], covariance [d, d]), float64, divided by n - 1.
+class Moments:
+  """Mean and covariance of features that come in parts, in float64.
 
-  Raises:
-    ValueError: if there are fewer than two rows, or a value is not finite.
+  Parts are joined by the update of Chan et al. (1979), which loses nothing to
+  cancellation; in which parts the features come matters to rounding alone.
   """
-  features = np.asarray(features, np.float64)
-  if features.ndim != 2 or len(features) < 2:
-    raise ValueError(
-      f'Frechet moments need [n >= 2, d] features, got {features.shape}.'
+
+  def __init__(self):
+    self.count = 0
+    self._mean = self._scatter = 0.0
+
+  def add(self, features: np.ndarray) -> None:
+    """Takes [n, d] in.
+
+    Raises:
+      ValueError: on another rank, or if a value is not finite.
+    """
+    part = np.asarray(features, np.float64)
+    if part.ndim != 2:
+      raise ValueError(
+        f'Frechet moments need [n, d] features, got {part.shape}.'
+      )
+    if not np.isfinite(part).all():
+      raise ValueError('Frechet moments: the features are not all finite.')
+    mean = part.mean(0)
+    gap, total = mean - self._mean, self.count + len(part)
+    share = len(part) / total
+    self._scatter = (
+      self._scatter
+      + (part - mean).T @ (part - mean)
+      + np.outer(gap, gap) * self.count * share
     )
-  if not np.isfinite(features).all():
-    raise ValueError('Frechet moments: the features are not all finite.')
-  return features.mean(0), np.cov(features, rowvar=False).reshape(
-    features.shape[1], features.shape[1]
-  )
+    self._mean = self._mean + gap * share
+    self.count = total
+
+  def read(self) -> tuple[np.ndarray, np.ndarray]:
+    """(mean [d], covariance [d, d]), divided by n - 1.
+
+    Raises:
+      ValueError: of fewer than two rows.
+    """
+    if self.count < 2:
+      raise ValueError(
+        f'Frechet moments need at least 2 rows of features, got {self.count}.'
+      )
+    return self._mean, self._scatter / (self.count - 1)
 
 
-def _sqrt(matrix: np.ndarray) -> np.ndarray:
-  """Square root of a symmetric positive semi-definite matrix."""
+def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(mean, covariance) of [n, d] features that are all there; see `Moments`."""
+  found = Moments()
+  found.add(features)
+  return found.read()
+
+
+def _factor(matrix: np.ndarray) -> np.ndarray:
+  """F [d, rank] with F F^T the symmetric positive semi-definite matrix."""
   values, vectors = np.linalg.eigh(matrix)
-  return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+  # Below this they are rounding, whose roots would add up.
+  there = values > len(values) * np.finfo(np.float64).eps * values[-1]
+  return vectors[:, there] * np.sqrt(values[there])
 
 
 def frechet_distance(
@@ -33,10 +72,10 @@ def frechet_distance(
   """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1^1/2 C2 C1^1/2)^1/2).
 
   The symmetric form (Heusel et al., arXiv 1706.08500) is real for every pair
-  of covariances, rank-deficient ones included.
+  of covariances, rank-deficient ones included. Its last trace is the sum of the
+  singular values of F1^T F2, for C1 = F1 F1^T and C2 = F2 F2^T.
   """
-  root = _sqrt(cov1)
-  inner = np.linalg.eigvalsh(root @ cov2 @ root)
-  cross = np.sqrt(np.clip(inner, 0, None)).sum()
+  product = _factor(cov1).T @ _factor(cov2)
+  cross = np.linalg.svd(product, compute_uv=False).sum()
   gap = np.sum((mean1 - mean2) ** 2)
   return float(gap + np.trace(cov1) + np.trace(cov2) - 2 * cross)

@@ -106,6 +106,7 @@ class Draw:
     known: np.ndarray | None = None,
     condition: np.ndarray | None = None,
     refined: refine.Refine | None = None,
+    first: int = 0,
     **changes: Any,
   ) -> Drawn:
     """One sample per label.
@@ -125,6 +126,7 @@ class Draw:
         tokens to go by, -1 where there are none; all are drawn, but for the
         known.
       refined: rounds of refinement, for masked models.
+      first: i of the first sample, of those drawn in parts.
       **changes: in place of values of config.sample; see `plan.VALUES`.
 
     Raises:
@@ -141,8 +143,11 @@ class Draw:
     given = self._given(len(labels), known, condition)
     loops = parse(loops, self.config, self._workdir)
     plan, *rounds = self.plans(loops, refined, **changes)
+    if first and loops.rebatch:
+      raise ValueError('Samples made batches of anew are drawn all at once.')
+    batches = functools.partial(self._batches, first=first)
     key = random_stream(seed, 'sample')
-    run = self._rebatched if loops.rebatch else self._batches
+    run = self._rebatched if loops.rebatch else batches
     out, ran = run(params, key, labels, plan, given)
     spent = [Spent(plan, ran)]
     for n, plan in enumerate(rounds):
@@ -150,7 +155,7 @@ class Draw:
       fixed, log_p = given['known'] >= 0, out.log_p
       keep = refine.least_confident(out.tokens, log_p, fixed, refined.share)
       given = given | {'known': keep}
-      out, ran = self._batches(params, key, labels, plan, given, refined.steps)
+      out, ran = batches(params, key, labels, plan, given, refined.steps)
       out = out.replace(log_p=np.where(keep < 0, out.log_p, log_p))
       spent.append(Spent(plan, ran))
     if isinstance(out, Decoded):
@@ -215,11 +220,12 @@ class Draw:
     plan: Plan,
     given: dict[str, np.ndarray],
     num_steps: int | None = None,
+    first: int = 0,
   ) -> tuple[Any, np.ndarray]:
     """(what the sampler gives, in numpy; loops run), batch after batch."""
     program = self._program(num_steps or self._sampler.num_steps)
     size = self.batch_size
-    parts = self._each(program, params, key, labels, plan, given, size)
+    parts = self._each(program, params, key, labels, plan, given, size, first)
     out, reports = zip(*parts, strict=True)
     out = jax.tree.map(lambda *x: np.concatenate(x)[: len(labels)], *out)
     real = [min(size, len(labels) - n * size) for n in range(len(reports))]
@@ -235,12 +241,14 @@ class Draw:
     plan: Plan,
     given: dict[str, np.ndarray],
     size: int,
+    first: int = 0,
   ) -> list[Any]:
     """What `program` gives for each batch of `size`, in numpy."""
     batched = sharding.batch_sharding(self._mesh)
     rows, out = {'labels': labels, **given}, []
     for index in sharding.padded_batches(len(labels), size):
-      parts = {k: v[index] for k, v in rows.items()} | {'index': index}
+      parts = {k: v[index] for k, v in rows.items()}
+      parts['index'] = first + index
       parts = jax.device_put(parts, batched)
       out.append(program(params, key, plan=plan, **parts))
     return hosts.fetch(out)

@@ -5,13 +5,20 @@
 Writes tests/goldens/. Weights are random.
 """
 
+import importlib.util
 import pathlib
+import sys
+import types
 
 import diffusers
 import numpy as np
 import torch
 
-GOLDENS = pathlib.Path(__file__).resolve().parent.parent / 'goldens'
+TESTS = pathlib.Path(__file__).resolve().parent.parent
+GOLDENS = TESTS / 'goldens'
+sys.path[:0] = [str(TESTS.parent), str(TESTS)]
+
+from helpers import inception_weights  # noqa: E402  It is beside this one.
 
 
 def sd_vae() -> None:
@@ -46,5 +53,67 @@ def sd_vae() -> None:
   )
 
 
+def state_dicts() -> None:
+  """torch/: one state dict in both layouts of torch.save, and its arrays."""
+  base = torch.arange(24.0).reshape(4, 6)
+  tensors = {
+    'a.weight': base,
+    'a.transposed': base.T,
+    'a.part': base[1:3, ::2],
+    'half': torch.randn(3).half(),
+    'whole': torch.tensor(7),
+    'none': torch.zeros(0, 2),
+    'flags': torch.tensor([True, False]),
+    'parameter': torch.nn.Parameter(torch.ones(2, dtype=torch.float64)),
+  }
+  directory = GOLDENS / 'torch'
+  directory.mkdir(exist_ok=True)
+  torch.save(tensors, directory / 'zip.pth')
+  torch.save(
+    tensors,
+    directory / 'stream.pth',
+    _use_new_zipfile_serialization=False,
+  )
+  arrays = {name: x.detach().numpy() for name, x in tensors.items()}
+  np.savez(directory / 'arrays.npz', **arrays)
+
+
+def inception() -> None:
+  """inception.npz: features of two images by torch-fidelity's network."""
+  images = np.random.default_rng(0).integers(0, 256, (2, 40, 56, 3), np.uint8)
+  weights = {
+    name: torch.from_numpy(value) for name, value in inception_weights().items()
+  }
+  path = GOLDENS / 'inception.pth'
+  torch.save(weights | {'fc.bias': torch.zeros(1008)}, path)
+  extractor = fidelity_inception(path)
+  path.unlink()
+  with torch.no_grad():
+    pool, logits = extractor(torch.from_numpy(np.moveaxis(images, -1, 1)))
+  np.savez(
+    GOLDENS / 'inception.npz',
+    images=images,
+    pool=pool.numpy(),
+    logits=logits.numpy(),
+  )
+
+
+def fidelity_inception(path: pathlib.Path) -> torch.nn.Module:
+  """torch-fidelity's network; its package as a whole needs torchvision."""
+  package = types.ModuleType('torch_fidelity')
+  origin = pathlib.Path(importlib.util.find_spec('torch').origin)
+  package.__path__ = [str(origin.parent.parent / 'torch_fidelity')]
+  sys.modules['torch_fidelity'] = package
+  from torch_fidelity.feature_extractor_inceptionv3 import (
+    FeatureExtractorInceptionV3,
+  )
+
+  return FeatureExtractorInceptionV3(
+    'inception', ['2048', 'logits_unbiased'], str(path)
+  ).eval()
+
+
 if __name__ == '__main__':
   sd_vae()
+  state_dicts()
+  inception()

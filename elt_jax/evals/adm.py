@@ -1,0 +1,110 @@
+"""Files of OpenAI's guided-diffusion evaluations: references and samples.
+
+    arr_0            uint8 [n, h, w, 3], images
+    mu, sigma        of their pool features, [2048] and [2048, 2048]
+    mu_s, sigma_s    of their spatial features, [2023] and [2023, 2023]
+
+A reference as it is published, VIRTUAL_imagenet256_labeled.npz, has the moments
+of the whole training set and 10,000 of its images; samples have arr_0 alone.
+"""
+
+from collections.abc import Callable, Iterator
+import contextlib
+import zipfile
+
+from etils import epath
+import numpy as np
+
+from elt_jax import files
+
+_MOMENTS = {'pool': ('mu', 'sigma', 2048), 'spatial': ('mu_s', 'sigma_s', 2023)}
+
+
+class Reference:
+  """What a file has, each read when it is asked for."""
+
+  def __init__(self, path: epath.PathLike):
+    """Looks at the names of the arrays.
+
+    Raises:
+      ValueError: if the file is missing, damaged, or has no array of a name
+        that is read here.
+    """
+    self.path = path
+    if not epath.Path(path).is_file():
+      raise ValueError(f'--reference: there is no file {path}.')
+    try:
+      with epath.Path(path).open('rb') as file:
+        stored = zipfile.ZipFile(file).namelist()
+    except zipfile.BadZipFile as e:
+      raise ValueError(f'{path} is not a readable .npz file: {e}') from e
+    self.names = [name.removesuffix('.npy') for name in stored]
+    if not {'mu', 'arr_0'} & set(self.names):
+      raise ValueError(
+        f'{path} has the arrays {self.names}; expected mu and sigma, or arr_0.'
+      )
+
+  def moments(self, features: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """(mean, covariance) of 'pool' or 'spatial', float64; None if not there.
+
+    Raises:
+      ValueError: if they are damaged, of another shape or not finite.
+    """
+    mean, covariance, size = _MOMENTS[features]
+    if mean not in self.names:
+      return None
+    found = files.read_npz(self.path, (mean, covariance))
+    for name, shape in ((mean, (size,)), (covariance, (size, size))):
+      value = found[name]
+      if value.shape != shape or not np.isfinite(value).all():
+        raise ValueError(
+          f'{self.path}: {name} is {value.dtype} {value.shape}; expected '
+          f'finite numbers of shape {shape}.'
+        )
+    return found[mean].astype(np.float64), found[covariance].astype(np.float64)
+
+  def images(self) -> np.ndarray:
+    """uint8 [n, h, w, c].
+
+    Raises:
+      ValueError: if there are none, or of another kind.
+    """
+    images = files.read_npz(self.path, ('arr_0',))['arr_0']
+    if images.dtype != np.uint8 or images.ndim != 4:
+      raise ValueError(
+        f'{self.path}: arr_0 is {images.dtype} {images.shape}; expected '
+        'images, uint8 [n, h, w, c].'
+      )
+    return images
+
+
+@contextlib.contextmanager
+def writing(
+  path: epath.PathLike, count: int
+) -> Iterator[Callable[[np.ndarray], None]]:
+  """Yields a function that adds images to arr_0, of `count` in all.
+
+  Images are never all in memory: 50,000 of 256 x 256 take 10 GB.
+
+  Raises:
+    ValueError: if there were fewer or more.
+  """
+  with (
+    files.replacing(path) as temporary,
+    zipfile.ZipFile(temporary, 'w') as archive,
+    archive.open('arr_0.npy', 'w', force_zip64=True) as member,
+  ):
+    added = 0
+
+    def add(images: np.ndarray) -> None:
+      nonlocal added
+      if not added:
+        header = np.lib.format.header_data_from_array_1_0(images)
+        header['shape'] = (count, *images.shape[1:])
+        np.lib.format.write_array_header_1_0(member, header)
+      member.write(np.ascontiguousarray(images).tobytes())
+      added += len(images)
+
+    yield add
+    if added != count:
+      raise ValueError(f'{path}: {added} of {count} images were written.')

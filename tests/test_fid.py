@@ -1,0 +1,265 @@
+"""FID, sFID, IS, precision and recall, and the command that reports them."""
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import mnist_diffusion
+from elt_jax import evaluate, files
+from elt_jax.evals import adm, fid, frechet, image_metrics, inception
+from tests.commands import call, trained
+from tests.helpers import inception_weights
+
+SMALL = {
+  'model.width': 16,
+  'model.num_layers': 1,
+  'model.max_loops': 2,
+  'model.num_heads': 2,
+  'train.num_steps': 2,
+  'train.batch_size': 8,
+  'train.sample_every_steps': 0,
+  'sample.num_steps': 2,
+  'sample.batch_size': 8,
+}
+
+
+# ---- The numbers -------------------------------------------------------------
+
+
+def test_moments_in_parts_are_those_of_all():
+  x = np.random.default_rng(0).normal(50, 1, (801, 12)).astype(np.float32)
+  mean, covariance = frechet.moments(x)
+  for parts in (1, 2, 8):
+    found = frechet.Moments()
+    for part in np.array_split(x, parts):
+      found.add(part)
+    np.testing.assert_allclose(found.read()[0], mean, rtol=1e-12)
+    np.testing.assert_allclose(
+      found.read()[1], covariance, rtol=1e-9, atol=1e-9
+    )
+  with pytest.raises(ValueError, match='not all finite'):
+    found.add(np.full((2, 12), np.nan))
+  few = frechet.Moments()
+  few.add(x[:1])
+  with pytest.raises(ValueError, match='at least 2 rows of features, got 1'):
+    few.read()
+
+
+def test_distance_of_few_samples_is_real_and_that_of_gaussians():
+  """2,048 features of 300 samples; a shift alone is its length squared."""
+  x = np.random.default_rng(0).normal(size=(300, 2048))
+  shift = np.full(2048, 0.01)
+  found = frechet.frechet_distance(
+    *frechet.moments(x), *frechet.moments(x + shift)
+  )
+  assert found == pytest.approx((shift**2).sum(), abs=1e-6)
+
+
+def test_inception_score_in_closed_form():
+  certain = np.eye(10)[np.arange(1000) % 10]
+  assert image_metrics.inception_score(certain) == pytest.approx(10)
+  assert image_metrics.inception_score(np.full((9, 4), 0.25)) == pytest.approx(
+    1
+  )
+  # Half of the samples of one class alone: (10 + 1) / 2.
+  two = np.concatenate([certain, np.tile(certain[:1], (1000, 1))])
+  assert image_metrics.inception_score(two, 1000) == pytest.approx(5.5)
+
+
+def test_precision_and_recall_by_their_definition():
+  rng = np.random.default_rng(1)
+  a = rng.normal(size=(1100, 8)).astype(np.float32)
+  b = (1.5 * rng.normal(size=(90, 8)) + 0.5).astype(np.float32)
+
+  def among(x, others):
+    distance = lambda p, q: ((p[:, None] - q) ** 2).sum(-1)
+    radii = np.sort(distance(others, others), 1)[:, 3]
+    return (distance(x, others) <= radii).any(1).mean()
+
+  found = image_metrics.precision_recall(a, b)
+  assert found == pytest.approx((among(b, a), among(a, b)), abs=2e-3)
+  assert 0.1 < found[0] < 0.9 < found[1] < 1
+  assert image_metrics.precision_recall(a, a) == (1, 1)
+  with pytest.raises(ValueError, match='more than 3 examples of each'):
+    image_metrics.precision_recall(a, b[:3])
+
+
+# ---- Files -------------------------------------------------------------------
+
+
+def test_samples_are_written_part_by_part(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), np.uint8)
+  path = tmp_path / 'samples.npz'
+  with adm.writing(path, 7) as add:
+    add(images[:4])
+    add(images[4:])
+  found = files.read_npz(path)
+  assert list(found) == ['arr_0']
+  np.testing.assert_array_equal(found['arr_0'], images)
+  np.testing.assert_array_equal(adm.Reference(path).images(), images)
+  with (
+    pytest.raises(ValueError, match='4 of 8 images'),
+    adm.writing(tmp_path / 'half.npz', 8) as add,
+  ):
+    add(images[:4])
+  assert not (tmp_path / 'half.npz').exists()
+
+
+@pytest.mark.parametrize(
+  'arrays,message',
+  [
+    ({'x': np.zeros(3)}, r"has the arrays \['x'\]; expected mu and sigma"),
+    ({'mu': np.zeros(2048)}, r"lacks \['sigma'\]"),
+    (
+      {'mu': np.zeros(64), 'sigma': np.zeros((64, 64))},
+      r'mu is float64 \(64,\); expected finite numbers of shape \(2048,\)',
+    ),
+    ({'arr_0': np.zeros((3, 8, 8, 3))}, 'arr_0 is float64 .*expected images'),
+    ({'arr_0': np.array([None, 1])}, 'is not a readable .npz file'),
+  ],
+)
+def test_references_of_another_kind_are_refused(tmp_path, arrays, message):
+  path = tmp_path / 'x.npz'
+  np.savez(path, **arrays)
+  with pytest.raises(ValueError, match=message):
+    fid.Reference(adm.Reference(path), network, ['fid'])
+
+
+def test_files_that_are_no_references_are_refused(tmp_path):
+  with pytest.raises(ValueError, match='there is no file'):
+    adm.Reference(tmp_path / 'x.npz')
+  (tmp_path / 'x.npz').write_bytes(b'\x80\x04')
+  with pytest.raises(ValueError, match='is not a readable .npz file'):
+    adm.Reference(tmp_path / 'x.npz')
+
+
+# ---- The command -------------------------------------------------------------
+
+
+def network(images: np.ndarray) -> inception.Features:
+  """In place of Inception: fixed projections of the pixels."""
+  rng = np.random.default_rng(0)
+  x = images.reshape(len(images), -1) / 255
+  widths = {'pool': 16, 'spatial': 12, 'probabilities': 10}
+  found = {
+    name: (x @ rng.normal(size=(x.shape[1], width))).astype(np.float32)
+    for name, width in widths.items()
+  }
+  odds = np.exp(found['probabilities'])
+  found['probabilities'] = odds / odds.sum(1, keepdims=True)
+  return inception.Features(**found)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  trained(mnist_diffusion, SMALL, path)
+  return path
+
+
+@pytest.fixture
+def files_of_user(tmp_path, monkeypatch):
+  """Flags of a reference of 20 images, and of no real Inception."""
+  images = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 3), np.uint8)
+  np.savez(tmp_path / 'reference.npz', arr_0=images)
+  monkeypatch.setattr(inception, 'load', lambda path: path)
+  monkeypatch.setattr(
+    inception,
+    'Inception',
+    lambda path: type(
+      'Network', (), {'__call__': lambda _, x: network(x), 'fingerprint': 'f'}
+    )(),
+  )
+  return [f'--reference={tmp_path}/reference.npz', '--inception=weights.pth']
+
+
+def rows(workdir):
+  return json.loads((workdir / 'metrics.json').read_text())['rows']
+
+
+def test_a_row_per_loop_count_from_samples_drawn_in_parts(
+  workdir, files_of_user, monkeypatch
+):
+  args = [f'--workdir={workdir}', '--num=20', '--metrics=fid,sfid,is,pr']
+  args += files_of_user
+  call(evaluate, *args, '--loops=1,2', '--save_samples')
+  first = rows(workdir)
+  assert [row['loops'] for row in first] == [1, 2]
+  # The samples that were kept give the same numbers.
+  samples = adm.Reference(workdir / 'samples-2.npz').images()
+  assert samples.shape == (20, 28, 28, 3)
+  assert len(np.unique(samples.reshape(20, -1), axis=0)) == 20
+  seen = fid.Seen(network, ['fid', 'sfid', 'is', 'pr'])
+  seen.add(samples)
+  reference = fid.Reference(
+    adm.Reference(files_of_user[0].partition('=')[2]), network, ['fid', 'pr']
+  )
+  again = reference.measure(seen, ['fid', 'is', 'pr'])
+  assert again == pytest.approx({k: first[1][k] for k in again}, rel=1e-5)
+
+  # In parts of 8 as in one; what is there is not measured again.
+  (workdir / 'metrics.json').rename(workdir / 'whole.json')
+  monkeypatch.setattr(fid, '_PART', 8)
+  call(evaluate, *args, '--loops=2')
+  assert rows(workdir)[0]['fid'] == pytest.approx(first[1]['fid'], rel=1e-6)
+  monkeypatch.setattr(fid, '_draw_into', None)
+  call(evaluate, *args, '--loops=2')
+  with pytest.raises(ValueError, match='is of seed = 0, and not 1'):
+    call(evaluate, *args, '--loops=2', '--seed=1')
+  (workdir / 'metrics.json').unlink()
+
+
+def test_a_draw_in_parts_is_that_of_the_whole(workdir):
+  from elt_jax import sample
+
+  draw, params, _ = sample.load(str(workdir), 8)
+  labels = np.arange(24) % 10
+  whole = draw(params, labels, 2, seed=3)
+  parts = [draw(params, labels[i : i + 8], 2, 3, first=i) for i in (0, 8, 16)]
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  with pytest.raises(ValueError, match='drawn all at once'):
+    draw(params, labels, 'rebatch', 3, first=8)
+
+
+@pytest.mark.parametrize(
+  'args,message',
+  [
+    (['--metrics=fid,kid'], 'must be some of fid,sfid,is,pr'),
+    (['--metrics=fid,fid'], 'each once; got fid,fid'),
+    (['--metrics=fid', '--num=10'], 'Set --num=20, or give --unequal'),
+    (['--metrics=fid', '--reference='], '--reference is required'),
+    (['--metrics=fid', '--refine=rounds=1'], 'efine'),
+    ([], '--reference is of --metrics'),
+  ],
+)
+def test_wrong_arguments_are_refused(workdir, files_of_user, args, message):
+  with pytest.raises(ValueError, match=message):
+    call(evaluate, f'--workdir={workdir}', '--num=20', *files_of_user, *args)
+  assert not (workdir / 'metrics.json').exists()
+
+
+def test_moments_of_a_file_are_taken_as_they_are(tmp_path):
+  rng = np.random.default_rng(0)
+  mean, root = rng.normal(size=2048), rng.normal(size=(2048, 8))
+  path = tmp_path / 'stats.npz'
+  np.savez(path, mu=mean, sigma=root @ root.T)
+  reference = fid.Reference(adm.Reference(path), None, ['fid', 'is'])
+  np.testing.assert_array_equal(reference.moments['fid'][0], mean)
+  reference.check_count(50_000)  # Nobody knows of how many they are.
+  with pytest.raises(
+    ValueError, match=r'no arr_0, the images that --metrics=pr'
+  ):
+    fid.Reference(adm.Reference(path), None, ['fid', 'pr'])
+
+
+@pytest.mark.slow
+def test_the_command_with_a_real_network(workdir, tmp_path):
+  images = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 3), np.uint8)
+  np.savez(tmp_path / 'reference.npz', arr_0=images)
+  np.savez(tmp_path / 'weights.npz', **inception_weights())
+  args = [f'--reference={tmp_path}/reference.npz', '--metrics=fid,sfid,is,pr']
+  args += [f'--inception={tmp_path}/weights.npz', '--num=20', '--loops=1']
+  call(evaluate, f'--workdir={workdir}', *args)
+  (row,) = rows(workdir)
+  assert row['fid'] > 0 and row['is'] >= 1

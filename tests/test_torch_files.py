@@ -1,0 +1,91 @@
+"""PyTorch's files read without PyTorch.
+
+tests/goldens/torch: made by `make goldens`.
+"""
+
+import os
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+
+from elt_jax import files, torch_files
+from tests.commands import ROOT
+
+GOLDENS = ROOT / 'tests' / 'goldens' / 'torch'
+
+
+@pytest.mark.parametrize('layout', ['zip', 'stream'])
+def test_arrays_are_those_that_were_saved(layout):
+  found = torch_files.read_state_dict(GOLDENS / f'{layout}.pth')
+  wanted = files.read_npz(GOLDENS / 'arrays.npz')
+  assert found.keys() == wanted.keys()
+  for name, value in wanted.items():
+    assert found[name].dtype == value.dtype and found[name].flags.writeable
+    np.testing.assert_array_equal(found[name], value, strict=True)
+
+
+class Evil:
+  """Unpickled, it makes a file."""
+
+  def __init__(self, path):
+    self.path = path
+
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+def in_zip(path, data):
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('archive/data.pkl', data)
+  return path
+
+
+def in_stream(path, data):
+  parts = (torch_files._MAGIC, torch_files._PROTOCOL, {'little_endian': True})
+  path.write_bytes(b''.join(map(pickle.dumps, parts)) + data)
+  return path
+
+
+@pytest.mark.parametrize('wrap', [in_zip, in_stream])
+def test_nothing_is_run(tmp_path, wrap):
+  trap = tmp_path / 'trap'
+  path = wrap(tmp_path / 'x.pth', pickle.dumps({'a': Evil(str(trap))}))
+  with pytest.raises(ValueError, match='it asks for .*mkdir.*nothing was run'):
+    torch_files.read_state_dict(path)
+  assert not trap.exists()
+
+
+@pytest.mark.parametrize('layout', ['zip', 'stream'])
+def test_files_cut_short_are_named(tmp_path, layout):
+  whole = (GOLDENS / f'{layout}.pth').read_bytes()
+  path = tmp_path / 'x.pth'
+  for size in (0, 9, len(whole) // 2, len(whole) - 60):
+    path.write_bytes(whole[:size])
+    with pytest.raises(ValueError, match='x.pth'):
+      torch_files.read_state_dict(path)
+
+
+def test_a_storage_of_another_size_is_refused(tmp_path):
+  path = tmp_path / 'x.pth'
+  with (
+    zipfile.ZipFile(GOLDENS / 'zip.pth') as old,
+    zipfile.ZipFile(path, 'w') as new,
+  ):
+    for name in old.namelist():
+      data = old.read(name)
+      new.writestr(name, data[:-4] if name.endswith('data/0') else data)
+  with pytest.raises(ValueError, match='exceeds its storage'):
+    torch_files.read_state_dict(path)
+
+
+def test_what_is_no_state_dict_is_refused(tmp_path):
+  path = in_zip(tmp_path / 'x.pth', pickle.dumps([1, 2]))
+  with pytest.raises(ValueError, match='does not hold a state dict'):
+    torch_files.read_state_dict(path)
+  path = in_zip(tmp_path / 'y.pth', pickle.dumps({'epoch': 3}))
+  with pytest.raises(ValueError, match='does not hold a state dict'):
+    torch_files.read_state_dict(path)
+  with pytest.raises(ValueError, match='There is no file'):
+    torch_files.read_state_dict(tmp_path / 'z.pth')
