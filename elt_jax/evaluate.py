@@ -91,10 +91,9 @@ def evaluate_metrics(
       f'of {d.num_channels} channels.'
     )
   file = adm.Reference(cli.required(args, 'reference'))
-  network = inception.Inception(inception.load(cli.required(args, 'inception')))
-  reference = fid.Reference(file, network, args.metrics)
   if not args.unequal:
-    reference.check_count(args.num)
+    fid.check_count(file, args.metrics, args.num)
+  network = inception.Inception(inception.load(cli.required(args, 'inception')))
   recipe = fid.make_recipe(
     draw, step, args.num, args.seed, args.metrics, file, network
   )
@@ -104,7 +103,7 @@ def evaluate_metrics(
     args.workdir,
     schedules,
     network,
-    reference,
+    file,
     recipe,
     args.save_samples,
   )

@@ -87,8 +87,12 @@ require_integers() {
 require_workdir() {
   workdir=${workdir%/}
   require workdir
-  [[ $workdir =~ ^gs://[^[:space:]]+$ ]] ||
-    usage_error "--workdir must be gs://BUCKET/DIRECTORY, got '$workdir'."
+  require_address workdir
+}
+
+require_address() {
+  [[ ${!1} =~ ^gs://[^[:space:]]+$ ]] ||
+    usage_error "--$1 must be gs://BUCKET/DIRECTORY, got '${!1}'."
 }
 
 # ---- Commands ---------------------------------------------------------------

@@ -147,6 +147,7 @@ main() {
     'spot reserved' "$@"
   require type
   require_workdir
+  [[ -z $data ]] || require_address data
   require_integers timeout attempts backoff poll grace
   ((${#rest[@]})) || usage_error 'Nothing to train: give -- --config=FILE.'
   revision=$(checked_out_revision)

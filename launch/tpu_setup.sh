@@ -21,8 +21,7 @@ main() {
   local date
   revision='' data=''
   parse 'revision data' '' "$@"
-  [[ -z $data || $data =~ ^gs://[^[:space:]]+$ ]] ||
-    usage_error "--data must be gs://BUCKET/DIRECTORY, got '$data'."
+  [[ -z $data ]] || require_address data
   if [[ -n $revision ]]; then
     revision=$(git -C "$root" rev-parse -q --verify "$revision^{commit}") ||
       usage_error '--revision must name a commit of this clone.'

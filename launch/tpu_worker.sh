@@ -10,9 +10,9 @@
 #
 # All of it lies in ~/elt_jax: code, venv, revision, data, which a setup leaves
 # there, and a directory for every start, runs/ID, with log, pid, workdir and, at
-# the end, outcome. A run is
-# alive while ~/elt_jax/lock is locked: the training and its supervisor hold it
-# open, so that it is free however they end, and not before the TPU is.
+# the end, outcome. A run is alive while ~/elt_jax/lock is locked: the training
+# and its supervisor hold it open, so that it is free however they end, and not
+# before the TPU is.
 
 set -euo pipefail
 readonly BASE=$HOME/elt_jax

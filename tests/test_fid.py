@@ -205,7 +205,7 @@ def test_a_row_per_loop_count_from_samples_drawn_in_parts(
   assert rows(workdir)[0]['fid'] == pytest.approx(first[1]['fid'], rel=1e-6)
   monkeypatch.setattr(fid, '_draw_into', None)
   call(evaluate, *args, '--loops=2')
-  with pytest.raises(ValueError, match='is of seed = 0, and not 1'):
+  with pytest.raises(ValueError, match='is of seed = 0, not 1'):
     call(evaluate, *args, '--loops=2', '--seed=1')
   (workdir / 'metrics.json').unlink()
 
@@ -220,6 +220,26 @@ def test_a_draw_in_parts_is_that_of_the_whole(workdir):
   np.testing.assert_array_equal(np.concatenate(parts), whole)
   with pytest.raises(ValueError, match='drawn all at once'):
     draw(params, labels, 'rebatch', 3, first=8)
+
+
+def test_each_column_is_of_its_own_features(tmp_path):
+  rng = np.random.default_rng(3)
+  there = rng.integers(0, 256, (40, 4, 4, 3), np.uint8)
+  drawn = (100 + there[:30] // 4).astype(np.uint8)  # In the middle of them.
+  np.savez(tmp_path / 'x.npz', arr_0=there)
+  metrics = ['fid', 'sfid', 'pr']
+  reference = fid.Reference(adm.Reference(tmp_path / 'x.npz'), network, metrics)
+  seen = fid.Seen(network, metrics)
+  seen.add(drawn)
+  row = reference.measure(seen, metrics)
+  a, b = network(there), network(drawn)
+  for name, features in (('fid', 'pool'), ('sfid', 'spatial')):
+    of_both = (frechet.moments(getattr(x, features)) for x in (b, a))
+    distance = frechet.frechet_distance(*(m for pair in of_both for m in pair))
+    assert row[name] == pytest.approx(distance, rel=1e-6)
+  found = image_metrics.precision_recall(a.pool, b.pool)
+  assert (row['precision'], row['recall']) == found
+  assert row['precision'] > row['recall'] and row['fid'] != row['sfid']
 
 
 @pytest.mark.parametrize(
@@ -246,7 +266,8 @@ def test_moments_of_a_file_are_taken_as_they_are(tmp_path):
   np.savez(path, mu=mean, sigma=root @ root.T)
   reference = fid.Reference(adm.Reference(path), None, ['fid', 'is'])
   np.testing.assert_array_equal(reference.moments['fid'][0], mean)
-  reference.check_count(50_000)  # Nobody knows of how many they are.
+  # Nobody knows of how many they are.
+  fid.check_count(adm.Reference(path), ['fid', 'is'], 50_000)
   with pytest.raises(
     ValueError, match=r'no arr_0, the images that --metrics=pr'
   ):

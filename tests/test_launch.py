@@ -60,6 +60,11 @@ def test_help_is_the_head_of_the_script(cloud, command):
     ('run', TRAIN, '--workdir is required, or ELT_TPU_WORKDIR'),
     ('run', ('--workdir=runs/a', *TRAIN), 'must be gs://BUCKET/DIRECTORY'),
     ('run', (f'--workdir={WORKDIR}',), 'Nothing to train'),
+    (
+      'retry',
+      ('--type=v6e-8', f'--workdir={WORKDIR}', '--data=data', *TRAIN),
+      "--data must be gs://BUCKET/DIRECTORY, got 'd",
+    ),
     ('retry', ('--type=v6e-8', f'--workdir={WORKDIR}'), 'Nothing to train'),
     ('stop', ('--delete',), None),
   ],

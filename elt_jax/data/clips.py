@@ -60,10 +60,32 @@ class Windows:
     self,
     names: Sequence[Any],
     class_names: list[str],
-    windows: int,
-    skip_unreadable: bool,
+    num_frames: int,
+    size: int,
+    channels: int,
+    stride: int = 1,
+    windows: int = 1,
+    skip_unreadable: bool = False,
   ):
+    """Opens no video.
+
+    Args:
+      names: of the videos, for messages.
+      class_names: of the labels.
+      num_frames: of a clip.
+      size: pixels of a side of the square that frames are cropped to.
+      channels: 1 or 3.
+      stride: frames from one frame of a clip to the next; 1 takes each.
+      windows: clips of a video, evenly spaced over it; 1 is the central one.
+      skip_unreadable: whether the next readable video, in the order of the
+        list and cyclically, stands in for one that is not.
+
+    Raises:
+      ValueError: on another number of channels.
+    """
     self.class_names = class_names
+    self._num_frames, self._stride = num_frames, stride
+    self._size, self._mode = size, pictures.mode_of(channels)
     self._count, self._windows = len(names) * windows, windows
     self._stand_ins = StandIns(names, 'videos', skip_unreadable)
     self.unreadable = self._stand_ins.unreadable
@@ -112,38 +134,27 @@ class ClipSource(Windows):
     self,
     videos: Sequence[tuple[str | os.PathLike, int]],
     class_names: list[str],
-    num_frames: int,
-    size: int,
-    channels: int,
-    stride: int = 1,
-    windows: int = 1,
-    skip_unreadable: bool = False,
+    *args: Any,
+    **kwargs: Any,
   ):
     """Opens no file.
 
     Args:
       videos: (path, label) of each.
       class_names: of the labels.
-      num_frames: of a clip.
-      size: pixels of a side of the square that frames are cropped to.
-      channels: 1 or 3.
-      stride: frames from one frame of a clip to the next; 1 takes each.
-      windows: clips of a video, evenly spaced over it; 1 is the central one.
-      skip_unreadable: whether the next readable video, in the order of the
-        list and cyclically, stands in for one that is not.
+      *args: `num_frames` and on, of `Windows`.
+      **kwargs: likewise.
 
     Raises:
-      ValueError: if there is no video, or on another number of channels.
+      ValueError: if there is no video, or as `Windows`.
     """
     if not videos:
       raise ValueError('Clips need at least one video, got none.')
     paths = [path for path, _ in videos]
-    super().__init__(paths, class_names, windows, skip_unreadable)
+    super().__init__(paths, class_names, *args, **kwargs)
     self._videos = videos
-    self._num_frames, self._stride = num_frames, stride
-    self._size, self._mode = size, pictures.mode_of(channels)
     labels = np.array([label for _, label in videos], np.int32)
-    self.labels = labels.repeat(windows)
+    self.labels = labels.repeat(self._windows)
 
   def example(self, video: int, place: float) -> dict[str, Any]:
     path, label = self._videos[video]

@@ -73,23 +73,11 @@ class TfdsImages:
 class TfdsClips(Windows):
   """Windows of videos, of which no other frame is decoded."""
 
-  def __init__(
-    self,
-    name: str,
-    split: str,
-    num_frames: int,
-    size: int,
-    channels: int,
-    stride: int = 1,
-    windows: int = 1,
-    skip_unreadable: bool = False,
-  ):
-    """As `TfdsImages`, and `ClipSource`."""
-    self._mode, self._size = pictures.mode_of(channels), size
+  def __init__(self, name: str, split: str, *args: Any, **kwargs: Any):
+    """As `TfdsImages`; the rest is `num_frames` and on, of `Windows`."""
     self._examples = Examples(name, split, 'video')
-    self._num_frames, self._stride = num_frames, stride
     indices, names = range(len(self._examples)), self._examples.class_names
-    super().__init__(indices, names, windows, skip_unreadable)
+    super().__init__(indices, names, *args, **kwargs)
 
   def example(self, video: int, place: float) -> dict[str, Any]:
     frames, label = self._examples[video]

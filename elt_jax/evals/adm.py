@@ -44,15 +44,19 @@ class Reference:
         f'{path} has the arrays {self.names}; expected mu and sigma, or arr_0.'
       )
 
+  def has_moments(self, features: str) -> bool:
+    """Whether there are those of 'pool' or 'spatial'."""
+    return _MOMENTS[features][0] in self.names
+
   def moments(self, features: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(mean, covariance) of 'pool' or 'spatial', float64; None if not there.
 
     Raises:
       ValueError: if they are damaged, of another shape or not finite.
     """
-    mean, covariance, size = _MOMENTS[features]
-    if mean not in self.names:
+    if not self.has_moments(features):
       return None
+    mean, covariance, size = _MOMENTS[features]
     found = files.read_npz(self.path, (mean, covariance))
     for name, shape in ((mean, (size,)), (covariance, (size, size))):
       value = found[name]
@@ -62,6 +66,23 @@ class Reference:
           f'finite numbers of shape {shape}.'
         )
     return found[mean].astype(np.float64), found[covariance].astype(np.float64)
+
+  def count(self) -> int | None:
+    """How many images there are, which are not read; None without any."""
+    if 'arr_0' not in self.names:
+      return None
+    with (
+      epath.Path(self.path).open('rb') as file,
+      zipfile.ZipFile(file) as archive,
+      archive.open('arr_0.npy') as member,
+    ):
+      major, _ = np.lib.format.read_magic(member)
+      read = {
+        1: np.lib.format.read_array_header_1_0,
+        2: np.lib.format.read_array_header_2_0,
+      }[major]
+      shape, _, _ = read(member)
+    return shape[0]
 
   def images(self) -> np.ndarray:
     """uint8 [n, h, w, c].

@@ -125,27 +125,11 @@ def make_recipe(
   draw: Draw, reference: Reference, step: int, num: int
 ) -> dict[str, Any]:
   """How samples are made and measured, but for what the rows say."""
-  config = draw.config
-  s = config.sample
-  recipe = {
-    'checkpoint_step': step,
-    'weights': f'ema {config.optim.ema_decay}',
-    'num_samples': num,
-    'labels': 'balanced',
-    'sampler': s.method,
-    'num_steps': s.num_steps,
-    'batch_size': draw.batch_size,
-    **{name: s[name] for name in VALUES},
-    'max_loops_in_training': config.model.max_loops,
+  recipe = recipe_of_samples(draw, step, num) | {
     'reference': (
       f'{pixel_config(draw).data.source}, {len(reference.images)} examples'
     ),
     **reference.facts,
-    'gflops': (
-      '2 per multiply-add, guidance passes included, tokenizer left out; '
-      'seconds include it'
-    ),
-    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
   }
   if draw.tokenizer:
     # What is lost before the first sample: as many real images, through the
@@ -155,15 +139,37 @@ def make_recipe(
     recipe['tokenizer'] = draw.tokenizer.fingerprint
     for name, value in reference.measure(2 * y - 1).items():
       recipe[f'{name}_of_reconstructions'] = value
+  return recipe
+
+
+def recipe_of_samples(draw: Draw, step: int, num: int) -> dict[str, Any]:
+  """How samples are made, but for what the rows say."""
+  config = draw.config
+  s = config.sample
+  names = VALUES
   if config.model.family == 'masked':
-    for name in (
+    names += (
       'mask_schedule',
       'temperature_bias',
       'temperature_scale',
       'choice_temperature',
-    ):
-      recipe[name] = s[name]
-  return recipe
+    )
+  return {
+    'checkpoint_step': step,
+    'weights': f'ema {config.optim.ema_decay}',
+    'num_samples': num,
+    'labels': 'balanced',
+    'sampler': s.method,
+    'num_steps': s.num_steps,
+    'batch_size': draw.batch_size,
+    **{name: s[name] for name in names},
+    'max_loops_in_training': config.model.max_loops,
+    'gflops': (
+      '2 per multiply-add, guidance passes included, tokenizer left out; '
+      'seconds include it'
+    ),
+    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+  }
 
 
 def spread(images: np.ndarray, num: int) -> np.ndarray:

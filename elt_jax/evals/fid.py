@@ -5,22 +5,22 @@ measured: a command that was killed goes on with the next.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+import contextlib
 import json
 import time
 from typing import Any
 
 from etils import epath
-import jax
 import numpy as np
 from tqdm import tqdm
 
 from elt_jax import files, flops, viz
-from elt_jax.evals import adm, image_metrics
+from elt_jax.evals import adm, elastic, image_metrics
 from elt_jax.evals.frechet import Moments, frechet_distance
 from elt_jax.evals.inception import Features
+from elt_jax.evals.resume import read_report
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops
-from elt_jax.samplers.plan import VALUES
 
 # By their flag; each has a column or two.
 METRICS = {
@@ -43,14 +43,12 @@ class Seen:
   def __init__(self, network: Network, metrics: Sequence[str]):
     self._network = network
     self._metrics = metrics
-    self.count = 0
     self._moments = {m: Moments() for m in metrics if m in _FEATURES}
     self._pool, self._probabilities = [], []
 
   def add(self, images: np.ndarray) -> None:
     """Takes in uint8 [n, h, w, c]."""
     features = self._network(images)
-    self.count += len(images)
     for metric, moments in self._moments.items():
       moments.add(getattr(features, _FEATURES[metric]))
     if 'pr' in self._metrics:
@@ -76,8 +74,6 @@ class Reference:
 
   Attributes:
     moments: of 'fid' and 'sfid', (mean, covariance).
-    counts: images behind them; of 'fid' and 'sfid' None where the file has
-      moments, which do not say.
     pool: float32 [n, 2048], of 'pr'.
   """
 
@@ -93,7 +89,6 @@ class Reference:
     for metric in set(metrics) & set(_FEATURES):
       if found := file.moments(_FEATURES[metric]):
         self.moments[metric] = found
-    self.counts: dict[str, int | None] = dict.fromkeys(self.moments)
     missing = [m for m in metrics if m != 'is' and m not in self.moments]
     if not missing:
       return
@@ -106,7 +101,6 @@ class Reference:
     images = file.images()
     for start in tqdm(range(0, len(images), _PART), desc='reference'):
       seen.add(images[start : start + _PART])
-    self.counts |= dict.fromkeys(missing, seen.count)
     for metric in set(missing) & set(_FEATURES):
       self.moments[metric] = seen.moments(metric)
     if 'pr' in missing:
@@ -128,21 +122,6 @@ class Reference:
         )
     return row
 
-  def check_count(self, num: int) -> None:
-    """Raises ValueError where a Frechet distance is of unequal counts.
-
-    It is biased, the more the fewer the images. Published moments are of a
-    whole training set, and compared with 50,000 samples.
-    """
-    for metric in _FEATURES:
-      count = self.counts.get(metric)
-      if count not in (None, num):
-        raise ValueError(
-          f'--metrics={metric} of {num} samples against {count} images: the '
-          f'distance is biased by both numbers. Set --num={count}, or give '
-          '--unequal to compare all the same.'
-        )
-
 
 def check_metrics(metrics: Sequence[str]) -> None:
   """Raises ValueError on an unknown metric, or one named twice."""
@@ -154,13 +133,30 @@ def check_metrics(metrics: Sequence[str]) -> None:
       )
 
 
+def check_count(file: adm.Reference, metrics: Iterable[str], num: int) -> None:
+  """Raises ValueError where a Frechet distance is of unequal counts.
+
+  It is biased, the more the fewer the images. Published moments do not say of
+  how many they are: of a whole training set, compared with 50,000 samples.
+  """
+  for metric in metrics:
+    if metric not in _FEATURES or file.has_moments(_FEATURES[metric]):
+      continue
+    if (count := file.count()) not in (None, num):
+      raise ValueError(
+        f'--metrics={metric} of {num} samples against {count} images: the '
+        f'distance is biased by both numbers. Set --num={count}, or give '
+        '--unequal to compare all the same.'
+      )
+
+
 def evaluate(
   draw: Draw,
   params: Any,
   workdir: str,
   schedules: Sequence[Loops],
   network: Network,
-  reference: Reference,
+  file: adm.Reference,
   recipe: dict[str, Any],
   save_samples: bool = False,
 ) -> dict[str, Any]:
@@ -172,7 +168,7 @@ def evaluate(
     workdir: where the report is.
     schedules: a row each, unless the report has it.
     network: features of images.
-    reference: what is measured against.
+    file: what is measured against; not looked at if no row is missing.
     recipe: of `make_recipe`.
     save_samples: writes what is drawn to workdir/samples-LOOPS.npz.
 
@@ -183,23 +179,24 @@ def evaluate(
     raise ValueError(
       'rebatch sorts all samples together, and these are drawn in parts.'
     )
-  report = _begun(workdir, recipe)
-  for loops in schedules:
-    if loops.label in [row['loops'] for row in report['rows']]:
-      continue
-    seen = Seen(network, recipe['metrics'])
-    sinks = [seen.add]
-    if save_samples:
-      path = epath.Path(workdir) / f'samples-{_as_name(str(loops.label))}.npz'
-      with adm.writing(path, recipe['num_samples']) as add:
-        cost = _draw_into(draw, params, loops, recipe, [*sinks, add])
-    else:
+  path, metrics = epath.Path(workdir) / REPORT, recipe['metrics']
+  _, rows = read_report(path, 'metrics', recipe)
+  report = {'recipe': recipe, 'rows': rows}
+  done = [row['loops'] for row in rows]
+  todo = [loops for loops in schedules if loops.label not in done]
+  reference = Reference(file, network, metrics) if todo else None
+  for loops in todo:
+    seen = Seen(network, metrics)
+    with contextlib.ExitStack() as stack:
+      sinks = [seen.add]
+      if save_samples:
+        kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
+        writing = adm.writing(kept, recipe['num_samples'])
+        sinks.append(stack.enter_context(writing))
       cost = _draw_into(draw, params, loops, recipe, sinks)
-    row = {'loops': loops.label}
-    row |= reference.measure(seen, recipe['metrics']) | cost
-    report['rows'].append(row)
-    text = json.dumps(report, indent=2) + '\n'
-    files.write_text(epath.Path(workdir) / REPORT, text)
+    row = {'loops': loops.label} | reference.measure(seen, metrics) | cost
+    rows.append(row)
+    files.write_text(path, json.dumps(report, indent=2) + '\n')
   return report
 
 
@@ -247,23 +244,14 @@ def make_recipe(
   network: Any,
 ) -> dict[str, Any]:
   """How samples are made and measured, but for what the rows say."""
-  s = draw.config.sample
-  return {
+  return elastic.recipe_of_samples(draw, step, num) | {
     'metrics': list(metrics),
     'reference': epath.Path(file.path).name,
     'inception': network.fingerprint,
     'preprocessing': 'uint8; TensorFlow 1 bilinear to 299 x 299',
     'is_split': image_metrics.IS_SPLIT,
     'neighbours': image_metrics.NEIGHBOURS,
-    'num_samples': num,
-    'labels': 'balanced',
     'seed': seed,
-    'checkpoint_step': step,
-    'weights': f'ema {draw.config.optim.ema_decay}',
-    'sampler': s.method,
-    'num_steps': s.num_steps,
-    **{name: s[name] for name in VALUES},
-    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
   }
 
 
@@ -281,24 +269,6 @@ def table(report: dict[str, Any]) -> str:
       f'{1e3 * row["seconds_per_sample"]:9.2f}'
     )
   return '\n'.join(lines)
-
-
-def _begun(workdir: str, recipe: dict[str, Any]) -> dict[str, Any]:
-  path = epath.Path(workdir) / REPORT
-  if not path.exists():
-    return {'recipe': recipe, 'rows': []}
-  try:
-    report = json.loads(path.read_text())
-    begun = report['recipe']
-    for key in recipe.keys() | begun.keys():
-      if begun.get(key) != recipe.get(key):
-        raise ValueError(
-          f'{path} is of {key} = {begun.get(key)}, and not {recipe.get(key)}. '
-          'Rename it to keep it, or delete it.'
-        )
-  except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
-    raise ValueError(f'{path} is damaged: {e}. Delete it.') from e
-  return report
 
 
 def _as_name(label: str) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 from elt_jax import files
 from elt_jax.evals import elastic
 from elt_jax.evals.reference import Reference
+from elt_jax.evals.resume import read_report
 from elt_jax.samplers import refine
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import Loops, explicit, parse
@@ -71,22 +72,10 @@ class Sweep:
     }
     for said in ('guidance', 'guidance_mode'):
       del self.key[said]
-    self.recipe, self.rows = {}, []
-    if self._path.exists():
-      try:
-        report = json.loads(self._path.read_text())
-        self.recipe, self.rows = report['recipe'], report['rows']
-        _ = self.recipe['quality']  # Older versions did not name it.
-      except (json.JSONDecodeError, KeyError, TypeError) as e:
-        raise ValueError(
-          f'{self._path} is no report of a frontier ({e!r}): move it away.'
-        ) from e
-      for name, value in self.key.items():
-        if (there := self.recipe.get(name)) != value:
-          raise ValueError(
-            f'{self._path} is of {name} = {there}, not {value}. Move it away, '
-            'or sweep with the same flags.'
-          )
+    # Older versions did not name the quality.
+    self.recipe, self.rows = read_report(
+      self._path, 'a frontier', self.key, 'quality'
+    )
 
   def possible(self, points: Iterable[Point]) -> list[Point]:
     """Without those that no sampler can run, and those that say the same.

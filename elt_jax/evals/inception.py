@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elt_jax import files, sharding, torch_files
+from elt_jax import files, torch_files
 from elt_jax.evals import inception_network as network
-from elt_jax.mesh import data_mesh
-from elt_jax.tokenizers.pretrained import digest_of
+from elt_jax.tokenizers.pretrained import digest_of, in_batches
 
 Array = jax.Array
 Params = dict[str, np.ndarray]
@@ -79,7 +78,7 @@ class Inception:
     self.fingerprint = digest_of({}, params)
     self._params = jax.tree.map(jnp.asarray, network.folded(params))
     self._features = jax.jit(
-      lambda params, images: network.apply(params, scaled(images))
+      lambda params, images: Features(*network.apply(params, scaled(images)))
     )
 
   def __call__(self, images: np.ndarray, batch_size: int = 64) -> Features:
@@ -91,14 +90,8 @@ class Inception:
       )
     if images.shape[-1] == 1:
       images = np.broadcast_to(images, (*images.shape[:-1], 3))
-    mesh = data_mesh()
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    batched = sharding.batch_sharding(mesh)
-    found = []
-    for index in sharding.padded_batches(len(images), batch_size):
-      batch = jax.device_put(images[index], batched)
-      found.append(jax.device_get(self._features(self._params, batch)))
-    return Features(*(np.concatenate(x)[: len(images)] for x in zip(*found)))
+    features = functools.partial(self._features, self._params)
+    return in_batches(features, images, batch_size)
 
 
 def scaled(images: Array) -> Array:

@@ -120,16 +120,19 @@ class Tokenizer:
 
 
 def in_batches(
-  function: Callable[[Any], jax.Array], x: np.ndarray, batch_size: int
-) -> np.ndarray:
-  """`function` over the first axis, in batches of one shape, on all devices."""
+  function: Callable[[Any], Any], x: np.ndarray, batch_size: int
+) -> Any:
+  """`function` over the first axis, in batches of one shape, on all devices.
+
+  Gives numpy, an array or a tree of them as `function` does.
+  """
   mesh = data_mesh()
   batch_size = -(-batch_size // mesh.size) * mesh.size
   batched = sharding.batch_sharding(mesh)
   found = []
   for index in sharding.padded_batches(len(x), batch_size):
     found.append(jax.device_get(function(jax.device_put(x[index], batched))))
-  return np.concatenate(found)[: len(x)]
+  return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
 
 
 def load(directory: epath.PathLike) -> Tokenizer:
