@@ -32,6 +32,10 @@ def test_features_are_those_of_torch_fidelity(weights, golden):
   wanted = odds / odds.sum(1, keepdims=True)
   np.testing.assert_allclose(found.probabilities, wanted, rtol=2e-3)
   assert found.spatial.shape == (2, 7 * 17 * 17)
+  spatial = golden['spatial'].reshape(2, -1)
+  np.testing.assert_allclose(
+    found.spatial, spatial, rtol=1e-3, atol=1e-3 * np.abs(spatial).mean()
+  )
   # More than a batch holds, and grey.
   many = np.repeat(golden['images'][:1, ..., :1], 9, 0)
   grey = network(many, batch_size=8)

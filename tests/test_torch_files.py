@@ -80,6 +80,35 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
     torch_files.read_state_dict(path)
 
 
+def pickled(offset, size, stride):
+  """{'a': a tensor of one axis in storage 0, of 3 float32}, as of torch."""
+  storage = b'(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0' + b'0'
+  storage += b'X\x03\0\0\0cpuK\x03tQ'
+  place = bytes([*b'K', offset, *b'K', size, 0x85, *b'K', stride, 0x85])
+  build = b'ctorch._utils\n_rebuild_tensor_v2\n(' + storage + place
+  return b'\x80\x02}X\x01\0\0\0a' + build + b'\x89}tRs.'
+
+
+@pytest.mark.parametrize(
+  'offset,size,stride,stored',
+  [(0, 4, 1, 3), (1, 3, 1, 3), (0, 2, 3, 3), (0, 4, 0, 3), (0, 3, 1, 4)],
+)
+def test_a_tensor_beyond_its_storage_is_refused(
+  tmp_path, offset, size, stride, stored
+):
+  def read(data, numbers):
+    path = in_zip(tmp_path / 'x.pth', data)
+    with zipfile.ZipFile(path, 'a') as archive:
+      archive.writestr(
+        'archive/data/0', np.arange(numbers, dtype='<f4').tobytes()
+      )
+    return torch_files.read_state_dict(path)
+
+  np.testing.assert_array_equal(read(pickled(1, 2, 1), 3)['a'], [1, 2])
+  with pytest.raises(ValueError, match='exceeds its storage'):
+    read(pickled(offset, size, stride), stored)
+
+
 def test_what_is_no_state_dict_is_refused(tmp_path):
   path = in_zip(tmp_path / 'x.pth', pickle.dumps([1, 2]))
   with pytest.raises(ValueError, match='does not hold a state dict'):

@@ -88,6 +88,10 @@ def inception() -> None:
   torch.save(weights | {'fc.bias': torch.zeros(1008)}, path)
   extractor = fidelity_inception(path)
   path.unlink()
+  spatial = []
+  extractor.Mixed_6d.branch1x1.register_forward_hook(
+    lambda module, inputs, output: spatial.append(output[:, :7])
+  )
   with torch.no_grad():
     pool, logits = extractor(torch.from_numpy(np.moveaxis(images, -1, 1)))
   np.savez(
@@ -95,6 +99,7 @@ def inception() -> None:
     images=images,
     pool=pool.numpy(),
     logits=logits.numpy(),
+    spatial=np.moveaxis(spatial[0].numpy(), 1, -1),
   )
 
 
