@@ -87,6 +87,7 @@ format: venv
 
 bench: venv
 	$(BIN)/python -m elt_jax.bench
+	$(BIN)/python -m elt_jax.bench_images
 
 # Every paper-scale config through the compiler of the TPU, which needs no TPU:
 # runs/compile_check/table.md. Hours; goes on where it was.

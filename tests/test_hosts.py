@@ -107,8 +107,9 @@ def check_equal(one, workdir):
   """Whether a run in `workdir` ended where the run of one host did."""
   many = newest(workdir)
   assert one[1] == many[1] == 20
-  # Sums between processes and inside of one are in another order.
-  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+  # Sums between processes and inside of one are in another order. The bias of
+  # keys has no gradient but what that leaves, and Adam scales it up.
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
   jax.tree.map(close, one[0], many[0])
   lines = (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()
   steps = [json.loads(line)['step'] for line in lines]

@@ -130,13 +130,13 @@ def make_recipe(
       f'{pixel_config(draw).data.source}, {len(reference.images)} examples'
     ),
     **reference.facts,
+    'device': device(),
   }
   if draw.tokenizer:
     # What is lost before the first sample: as many real images, through the
     # tokenizer and back.
     x = to_zero_one(spread(reference.images, num))
     y = draw.tokenizer.reconstruct(draw.tokenizer.encode(x))
-    recipe['tokenizer'] = draw.tokenizer.fingerprint
     for name, value in reference.measure(2 * y - 1).items():
       recipe[f'{name}_of_reconstructions'] = value
   return recipe
@@ -154,7 +154,7 @@ def recipe_of_samples(draw: Draw, step: int, num: int) -> dict[str, Any]:
       'temperature_scale',
       'choice_temperature',
     )
-  return {
+  recipe = {
     'checkpoint_step': step,
     'weights': f'ema {config.optim.ema_decay}',
     'num_samples': num,
@@ -168,8 +168,15 @@ def recipe_of_samples(draw: Draw, step: int, num: int) -> dict[str, Any]:
       '2 per multiply-add, guidance passes included, tokenizer left out; '
       'seconds include it'
     ),
-    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
   }
+  if draw.tokenizer:
+    recipe['tokenizer'] = draw.tokenizer.fingerprint
+  return recipe
+
+
+def device() -> str:
+  """What seconds are of: '8 TPU v6 lite'."""
+  return f'{jax.device_count()} {jax.devices()[0].device_kind}'
 
 
 def spread(images: np.ndarray, num: int) -> np.ndarray:

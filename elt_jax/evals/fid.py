@@ -206,7 +206,7 @@ def _draw_into(
   loops: Loops,
   recipe: dict[str, Any],
   sinks: Sequence[Callable[[np.ndarray], None]],
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Draws all samples, part after part, and returns their cost."""
   num, size = recipe['num_samples'], _part_size(draw)
   labels = np.arange(num) % draw.config.data.num_classes
@@ -226,6 +226,7 @@ def _draw_into(
   return {
     'gflops_per_sample': sum(spent) / num / 1e9,
     'seconds_per_sample': seconds / num,
+    'device': elastic.device(),
   }
 
 

@@ -66,7 +66,7 @@ def load(directory: epath.PathLike) -> tuple[dict[str, Any], Params]:
     )
   tensors = files.read_safetensors(path)
   tensors = {_new_name(name): value for name, value in tensors.items()}
-  wanted = dict(_shapes(config))
+  wanted = dict(shapes(config))
   for name in sorted(wanted.keys() | tensors.keys()):
     got = tensors[name].shape if name in tensors else 'missing'
     if got != wanted.get(name):
@@ -74,8 +74,7 @@ def load(directory: epath.PathLike) -> tuple[dict[str, Any], Params]:
         f'{path}: {name} is {got}, its config.json asks for '
         f'{wanted.get(name, "nothing of that name")}.'
       )
-  flat = {name: _from_torch(value) for name, value in tensors.items()}
-  return config, traverse_util.unflatten_dict(flat, sep='.')
+  return config, from_torch(tensors)
 
 
 def _read_config(path: epath.Path) -> dict[str, Any]:
@@ -100,15 +99,20 @@ def _new_name(name: str) -> str:
   return '.'.join(_OLD_NAMES.get(part, part) for part in name.split('.'))
 
 
-def _from_torch(x: np.ndarray) -> np.ndarray:
-  axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}[x.ndim]
-  return np.asarray(x, np.float32).transpose(axes)
+def from_torch(tensors: dict[str, np.ndarray]) -> Params:
+  """Parameters of tensors of `shapes`, as `load` gives them."""
+  axes = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+  flat = {
+    name: np.asarray(value, np.float32).transpose(axes[value.ndim])
+    for name, value in tensors.items()
+  }
+  return traverse_util.unflatten_dict(flat, sep='.')
 
 
 # ---- What a file must hold ---------------------------------------------------
 
 
-def _shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(config: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
   """Every tensor's name and shape, as PyTorch has it."""
   widths, z = config['block_out_channels'], config['latent_channels']
   depth, top = config['layers_per_block'], widths[-1]
