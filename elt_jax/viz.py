@@ -97,6 +97,8 @@ def elastic_figure(
     y = of_rows(quality)
     axis.plot(x[constant], y[constant], 'o-', color='tab:blue')
     axis.plot(x[~constant], y[~constant], 'D', mfc='none', color='tab:blue')
+    spread = of_rows(f'{quality}_spread')
+    axis.errorbar(x, y, spread, fmt='none', capsize=3, color='tab:blue')
     axis.axhline(
       recipe['floor'],
       color='tab:blue',

@@ -122,7 +122,8 @@ def test_clips_are_measured_by_frame_by_clip_and_by_motion(
   }
   clips = test.images / 127.5 - 1
   real = reference.measure(clips, test.labels)
-  assert set(real) == {'fd_c3d', 'class_accuracy', 'frame_accuracy', 'motion'}
+  of_clips = {'class_accuracy', 'frame_accuracy', 'motion'}
+  assert set(real) == {'fd_c3d', 'fd_c3d_spread'} | of_clips
   assert real['class_accuracy'] == reference.facts['test_accuracy'] > 0.9
   assert real['motion'] == reference.facts['motion_of_data']
   # Of other classes than asked for, none is right; frozen, none moves.
@@ -205,6 +206,7 @@ def report():
       'loops': loops,
       'mean_loops': float(loops),
       'fd_lenet': 9.0 / loops,
+      'fd_lenet_spread': 0.5,
       'class_accuracy': 0.5 + 0.1 * loops,
       'gflops_per_sample': 1.5 * loops,
       'seconds_per_sample': 0.01,
@@ -253,7 +255,7 @@ def test_report_is_written_and_the_figure_holds_every_row(tmp_path):
   # Three strips of bright samples.
   assert (figure[..., :3] == 200).all(-1).sum() > 3 * 12 * 8 * 8
   text = elastic.table(report())
-  assert '0.900' in text and 'floor' in text
+  assert '0.900' in text and 'floor' in text and '9.00 ± 0.50' in text
 
 
 def test_grid_places_images_row_by_row():

@@ -46,6 +46,37 @@ def test_moments_in_parts_are_those_of_all():
     few.read()
 
 
+def test_the_spread_is_that_of_many_draws():
+  """Of samples of one kind, and of ten classes that take turns."""
+  target = np.zeros(4), np.eye(4)
+  for classes in (1, 10):
+    rng = np.random.default_rng(classes)
+    distances, spreads = [], []
+    for _ in range(300):
+      x = rng.normal(0.2, 1.1, (200, 4))
+      x[:, 0] += 3 * (np.arange(200) % classes)
+      samples = frechet.Samples(200, classes)
+      for part in np.split(x, [8, 90]):
+        samples.add(part)
+      distance, spread = samples.distance(*target)
+      assert distance == pytest.approx(
+        frechet.frechet_distance(*frechet.moments(x), *target)
+      )
+      distances.append(distance)
+      spreads.append(spread)
+    assert np.mean(spreads) == pytest.approx(np.std(distances), rel=0.1)
+
+
+def test_the_spread_of_few_samples_of_many_classes():
+  x = np.random.default_rng(0).normal(size=(50, 3))
+  target = np.zeros(3), np.eye(3)
+  many, few = frechet.Samples(50, 20), frechet.Samples(2, 1)
+  many.add(x)
+  assert 0 < many.distance(*target)[1] < 1
+  few.add(x[:2])
+  assert np.isnan(few.distance(*target)[1])
+
+
 def test_distance_of_few_samples_is_real_and_that_of_gaussians():
   """2,048 features of 300 samples; a shift alone is its length squared."""
   x = np.random.default_rng(0).normal(size=(300, 2048))

@@ -190,14 +190,16 @@ def table(report: dict[str, Any]) -> str:
   quality = recipe['quality']
   clips = 'motion' in report['rows'][0]
   width = max(6, *(len(str(row['loops'])) for row in report['rows']))
-  head = f'{"loops":{width}s}   mean   {quality:>8s}   class accuracy   '
+  head = f'{"loops":{width}s}   mean   {quality + " ± s.e.":>15s}   '
+  head += 'class accuracy   '
   if clips:
     head += 'frame accuracy   motion   '
   lines = [head + 'GFLOPs/sample   ms/sample']
   for row in report['rows']:
     line = (
       f'{row["loops"]!s:>{width}s}   {row["mean_loops"]:4.2f}   '
-      f'{row[quality]:8.2f}   {row["class_accuracy"]:14.3f}   '
+      f'{row[quality]:8.2f} ± {row[f"{quality}_spread"]:4.2f}   '
+      f'{row["class_accuracy"]:14.3f}   '
     )
     if clips:
       line += f'{row["frame_accuracy"]:14.3f}   {row["motion"]:6.3f}   '
@@ -209,7 +211,7 @@ def table(report: dict[str, Any]) -> str:
       line += f'   {100 * row["loops_saved"]:.0f}% of loops saved'
     lines.append(line)
   line = (
-    f'{"floor":{width + 7}s}   {recipe["floor"]:8.2f}   '
+    f'{"floor":{width + 7}s}   {recipe["floor"]:8.2f}{"":10s}'
     f'{recipe["test_accuracy"]:14.3f}   '
   )
   if clips:

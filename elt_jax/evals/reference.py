@@ -29,6 +29,7 @@ class Reference:
     self.images = np.concatenate([train.images, test.images])
     features, _ = self._classifier(self.images)
     self._moments = frechet.moments(features)
+    self._num_classes = num_classes
     self.quality = f'fd_{name}'
     self.facts: dict[str, Any] = {
       'quality': self.quality,
@@ -50,16 +51,16 @@ class Reference:
   ) -> dict[str, float]:
     """Metrics of float [n, ...] images in [-1, 1], by name.
 
-    `quality`; with the classes `labels` [n] that were asked for,
+    `quality`, and its standard error as '..._spread', see `frechet.Samples`;
+    with the classes `labels` [n] that were asked for, which take turns,
     'class_accuracy', the share that is classified so. Of clips, besides:
     'motion', see `evals.motion`, and 'frame_accuracy', of the single frames.
     """
     features, predicted = self._classifier(images)
-    found = {
-      self.quality: frechet.frechet_distance(
-        *frechet.moments(features), *self._moments
-      )
-    }
+    samples = frechet.Samples(len(images), self._num_classes)
+    samples.add(features)
+    distance, spread = samples.distance(*self._moments)
+    found = {self.quality: distance, f'{self.quality}_spread': spread}
     if labels is not None:
       found['class_accuracy'] = float(np.mean(predicted == labels))
     if self._of_frames is None:
