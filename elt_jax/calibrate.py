@@ -6,20 +6,22 @@
 Measures on a few hundred samples how far the outcome of each sampling step is
 from that of L_max, at fewer loops; fills the budget, a share of the loops of
 L_max, where they count most; writes calibration.json to the workdir with the
-schedule and its recipe. The measurement serves any budget afterwards.
+schedule and its recipe. The measurement serves any budget afterwards. With
+--multihost every host of a slice runs this command.
 """
 
 from absl import flags
 import jax
 import numpy as np
 
-from elt_jax import cli, sample
+from elt_jax import cli, hosts, sample
 from elt_jax.samplers import calibration
 from elt_jax.samplers.loops import explicit
 from elt_jax.samplers.plan import VALUES, build_plan, least_loops
 
 
 def main(args: flags.FlagValues) -> None:
+  cli.join_hosts(args)
   workdir = cli.workdir(args)
   if args.num < 1:
     raise ValueError(f'--num must be at least 1, got {args.num}.')
@@ -59,7 +61,6 @@ def main(args: flags.FlagValues) -> None:
     'cost': cost.tolist(),
     'schedules': {text: explicit(n) for text, n in schedules.items()},
   }
-  path = calibration.write(workdir, report)
   far = max(effect[:, low - 1].sum(), 1e-12)
   for text, loops in schedules.items():
     left = sum(effect[k, n - 1] for k, n in enumerate(loops))
@@ -68,7 +69,8 @@ def main(args: flags.FlagValues) -> None:
       f'{100 * (1 - left / far):.0f}% of the way from '
       f'L = {low} to L = {high}: {explicit(loops)}'
     )
-  print(path)
+  write = lambda: print(calibration.write(workdir, report))
+  hosts.once('calibration', write)
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -82,6 +84,7 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_integer('num', 256, 'Samples.', flag_values=values)
   flags.DEFINE_integer('seed', 0, 'Seed of the noise.', flag_values=values)
   cli.add_sampler(values)
+  cli.add_multihost(values)
 
 
 if __name__ == '__main__':

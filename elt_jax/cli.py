@@ -16,7 +16,7 @@ from etils import epath
 import fsspec
 from ml_collections import config_flags
 
-from elt_jax import files
+from elt_jax import files, hosts
 
 USER_ERROR = 2
 STOPPED = 143  # 128 + SIGTERM, as shells say it: saved, and to be gone on with.
@@ -130,6 +130,19 @@ def sampling(args: flags.FlagValues) -> dict[str, Any]:
     for name, key in SAMPLE_KEYS.items()
     if name in args and args[name].value is not None
   }
+
+
+def add_multihost(values: flags.FlagValues) -> None:
+  """--multihost, of commands that every host of a slice runs."""
+  flags.DEFINE_boolean(
+    'multihost', False, 'One of several hosts of a run.', flag_values=values
+  )
+
+
+def join_hosts(args: flags.FlagValues) -> None:
+  """With --multihost, waits for the others; see `hosts.join`."""
+  if args.multihost:
+    hosts.join()
 
 
 def add_task(values: flags.FlagValues) -> None:

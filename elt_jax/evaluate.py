@@ -21,17 +21,20 @@ does, in metrics.json, a row of which is never measured twice:
 --inception is the file of mseitzer/pytorch-fid; --save_samples keeps what is
 drawn, for the suite itself.
 
+With --multihost every host of a slice runs this command, on a workdir that all
+of them reach; host 0 writes.
+
 Of a tokenizer, it measures the reconstructions of the held-out split instead,
 and writes reconstruction.json and reconstruction.png.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 from etils import epath
 
-from elt_jax import cli, sample
+from elt_jax import cli, hosts, sample
 from elt_jax import config as config_lib
 from elt_jax.evals import adm, elastic, fid, inception, reconstruction, tasks
 
@@ -40,6 +43,7 @@ _OF_METRICS = ('reference', 'inception', 'unequal', 'save_samples')
 
 
 def main(args: flags.FlagValues) -> None:
+  cli.join_hosts(args)
   workdir = cli.workdir(args)
   if args.num < 2:
     raise ValueError(f'--num must be at least 2, got {args.num}.')
@@ -58,8 +62,8 @@ def main(args: flags.FlagValues) -> None:
     if refined or args.task or args.commit:
       raise ValueError('--metrics: no --refine, --task or --commit beside it.')
     report = evaluate_metrics(args, draw, params, step, schedules)
-    print(fid.table(report))
-    return _print([epath.Path(workdir) / fid.REPORT])
+    path = epath.Path(workdir) / fid.REPORT
+    return _finish(fid.table(report), lambda: [path])
   if given := [name for name in _OF_METRICS if args[name].present]:
     raise ValueError(f'--{given[0]} is of --metrics=fid,is,pr.')
   if args.task:
@@ -68,15 +72,15 @@ def main(args: flags.FlagValues) -> None:
     report, picture = tasks.evaluate(
       draw, params, step, args.task, schedules, args.num, args.seed, args.commit
     )
-    print(tasks.table(report))
-    return _print(tasks.write(workdir, report, picture))
+    write = lambda: tasks.write(workdir, report, picture)
+    return _finish(tasks.table(report), write)
   if args.commit:
     raise ValueError('--commit is of --task: there is nothing to go by.')
   report, pictures = elastic.evaluate(
     draw, params, step, schedules, args.num, args.seed, refined
   )
-  print(elastic.table(report))
-  _print(elastic.write(workdir, report, pictures))
+  write = lambda: elastic.write(workdir, report, pictures)
+  _finish(elastic.table(report), write)
 
 
 def evaluate_metrics(
@@ -112,18 +116,24 @@ def evaluate_metrics(
 def evaluate_tokenizer(workdir: str) -> None:
   tokenizer, step = sample.load_tokenizer(workdir)
   report, picture = reconstruction.evaluate(tokenizer, step)
-  print(reconstruction.table(report))
-  _print(reconstruction.write(workdir, report, picture))
+  write = lambda: reconstruction.write(workdir, report, picture)
+  _finish(reconstruction.table(report), write)
 
 
-def _print(paths: Sequence[epath.Path]) -> None:
-  for path in paths:
-    print(path)
+def _finish(text: str, write: Callable[[], Sequence[epath.Path]]) -> None:
+  """Prints the report and what `write` gives, the files; on host 0 alone."""
+
+  def finish() -> None:
+    print(text)
+    print(*write(), sep='\n')
+
+  hosts.once('report', finish)
 
 
 def _define(values: flags.FlagValues) -> None:
   cli.add_sampling(values, loops='1..L_max and on to 2 L_max', num=1000)
   cli.add_task(values)
+  cli.add_multihost(values)
   flags.DEFINE_list(
     'metrics', [], 'Some of fid,sfid,is,pr.', flag_values=values
   )

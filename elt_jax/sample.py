@@ -16,7 +16,8 @@ the mask anew, for the class of --labels; the image and its masked copy stand
 in front of each row. Those of clips take a video file in its place, and
 --task=predict:4 or interpolate:4 in place of a mask. The rest stays as it is;
 --commit lets a model trained with objective.commit mend it. --maskgit=DIR, in
-place of --workdir, samples from a public MaskGIT checkpoint.
+place of --workdir, samples from a public MaskGIT checkpoint. With --multihost
+every host of a slice runs this command; host 0 writes.
 """
 
 import logging
@@ -34,6 +35,7 @@ from elt_jax import (
   cli,
   edit,
   flops,
+  hosts,
   sharding,
   train_state,
   video,
@@ -189,6 +191,7 @@ def edit_columns(
 
 
 def main(args: flags.FlagValues) -> None:
+  cli.join_hosts(args)
   out = epath.Path(cli.required(args, 'out'))
   _check(args)
   if path := cli.maskgit(args):
@@ -217,7 +220,8 @@ def main(args: flags.FlagValues) -> None:
     )
     rows.append([*front, *viz.to_uint8(samples)])
     _log(draw.config, schedule, spent, args.num, time.monotonic() - began)
-  _write(args, out, np.array(rows), schedules, labels)
+  write = lambda: _write(args, out, np.array(rows), schedules, labels)
+  hosts.once('samples', write)
   shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
     f'{out}: step {step}, loops '
@@ -312,6 +316,7 @@ def _define(values: flags.FlagValues) -> None:
   )
   cli.add_task(values)
   cli.add_maskgit(values)
+  cli.add_multihost(values)
   flags.DEFINE_string(
     'out',
     'samples.png',

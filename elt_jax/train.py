@@ -241,14 +241,11 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string(
     'workdir', None, 'Directory of the run.', flag_values=values
   )
-  flags.DEFINE_boolean(
-    'multihost', False, 'One of several hosts of a run.', flag_values=values
-  )
+  cli.add_multihost(values)
 
 
 def main(args: flags.FlagValues) -> None:
-  if args.multihost:
-    hosts.join()
+  cli.join_hosts(args)
   if not train(cli.required(args, 'config'), cli.workdir(args)):
     raise SystemExit(cli.STOPPED)
 

@@ -17,7 +17,7 @@ import pytest
 from elt_jax import checkpoint, hosts
 from elt_jax import config as config_lib
 from tests.commands import ROOT, TINY, wait_for_step
-from tests.helpers import Stack
+from tests.helpers import Stack, inception_weights
 
 RUN = [*TINY, '--config.train.num_steps=20', '--config.train.seed=3']
 
@@ -38,15 +38,15 @@ def connect(port):
   raise AssertionError('Host 0 does not listen.')
 
 
-def start(count, workdir, *args, devices=4):
-  """`count` hosts of `devices / count` devices each, training into workdir."""
+def start(count, workdir, *args, devices=4, name='train'):
+  """`count` hosts of `devices / count` devices each, at work in workdir."""
   port = free_port()
   command = [
     sys.executable,
     '-m',
-    'elt_jax.train',
+    f'elt_jax.{name}',
     f'--workdir={workdir}',
-    *RUN,
+    *(RUN if name == 'train' else ()),
   ]
   processes = []
   for host in range(count):
@@ -96,11 +96,17 @@ SHARDED = ['--config.mesh.data=2', '--config.mesh.fsdp=2']
 
 
 @pytest.fixture(scope='module')
-def one(tmp_path_factory):
-  """The newest state of a run of one host with four devices."""
+def workdir_of_one(tmp_path_factory):
+  """A run of one host with four devices."""
   workdir = tmp_path_factory.mktemp('one')
   finish(start(1, workdir, *SHARDED))
-  return newest(workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def one(workdir_of_one):
+  """Its newest state."""
+  return newest(workdir_of_one)
 
 
 def check_equal(one, workdir):
@@ -147,6 +153,52 @@ def test_two_hosts_stopped_in_the_middle_train_what_one_trains(
 def test_four_hosts_train_what_one_trains(one, tmp_path):
   finish(start(4, tmp_path, *SHARDED))
   check_equal(one, tmp_path)
+
+
+def compare(name, file, workdir, *args):
+  """The (recipe, rows) that two hosts write, and those of one."""
+  found = []
+  for count in (2, 1):
+    finish(start(count, workdir, *args, name=name))
+    found.append(json.loads((workdir / file).read_text()))
+    (workdir / file).unlink()
+  return found
+
+
+def same_numbers(a, b):
+  for row, other in zip(a['rows'], b['rows'], strict=True):
+    for name in ('seconds_per_sample', 'device'):
+      row.pop(name, None), other.pop(name, None)
+    assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_two_hosts_measure_what_one_measures(
+  workdir_of_one, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('ELT_JAX_CACHE', str(tmp_path))
+  args = ['--loops=1,2', '--num=20']
+  two, single = compare('evaluate', 'elastic.json', workdir_of_one, *args)
+  assert [row['loops'] for row in two['rows']] == [1, 2]
+  same_numbers(two, single)
+  np.testing.assert_allclose(
+    two['telemetry']['sampling']['effect'],
+    single['telemetry']['sampling']['effect'],
+    rtol=1e-3,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.slow
+def test_two_hosts_calibrate_and_see_what_one_sees(workdir_of_one, tmp_path):
+  workdir = workdir_of_one
+  two, single = compare('calibrate', 'calibration.json', workdir, '--num=16')
+  assert two['schedules'] == single['schedules']
+  images = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 3), np.uint8)
+  np.savez(tmp_path / 'reference.npz', arr_0=images)
+  np.savez(tmp_path / 'weights.npz', **inception_weights())
+  args = [f'--reference={tmp_path}/reference.npz', '--metrics=fid,is']
+  args += [f'--inception={tmp_path}/weights.npz', '--num=20', '--loops=1']
+  same_numbers(*compare('evaluate', 'metrics.json', workdir, *args))
 
 
 def test_a_host_that_does_not_come_is_named():

@@ -11,10 +11,11 @@ import time
 from typing import Any
 
 from etils import epath
+import jax
 import numpy as np
 from tqdm import tqdm
 
-from elt_jax import files, flops, viz
+from elt_jax import files, flops, hosts, viz
 from elt_jax.evals import adm, elastic, image_metrics
 from elt_jax.evals.frechet import Moments, frechet_distance
 from elt_jax.evals.inception import Features
@@ -189,14 +190,15 @@ def evaluate(
     seen = Seen(network, metrics)
     with contextlib.ExitStack() as stack:
       sinks = [seen.add]
-      if save_samples:
+      if save_samples and jax.process_index() == 0:
         kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
         writing = adm.writing(kept, recipe['num_samples'])
         sinks.append(stack.enter_context(writing))
       cost = _draw_into(draw, params, loops, recipe, sinks)
     row = {'loops': loops.label} | reference.measure(seen, metrics) | cost
     rows.append(row)
-    files.write_text(path, json.dumps(report, indent=2) + '\n')
+    text = json.dumps(report, indent=2) + '\n'
+    hosts.once('row', lambda text=text: files.write_text(path, text))
   return report
 
 

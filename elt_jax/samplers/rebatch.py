@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from elt_jax import sharding
+from elt_jax import hosts, sharding
 from elt_jax.keys import per_example
 from elt_jax.samplers.plan import Plan
 from elt_jax.samplers.sampler import Sampler
@@ -91,7 +91,7 @@ class Rebatched:
       out.append(program(batch))
     back = np.argsort(order)
     join = lambda *parts: np.concatenate(parts)[back]
-    return jax.tree.map(join, *jax.device_get(out))
+    return jax.tree.map(join, *hosts.fetch(out))
 
 
 def _row(tree: Any, k: int | np.ndarray) -> Any:

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from elt_jax import config as config_lib
-from elt_jax import files, sharding
+from elt_jax import files, hosts, sharding
 from elt_jax.mesh import data_mesh
 from elt_jax.tokenizers.vqgan import build_tokenizer
 from elt_jax.validation import lookup
@@ -66,7 +66,7 @@ class Tokenizer:
     model = build_tokenizer(config)
     self.grid = model.grid
     self.params = {
-      part: jax.device_get(params[part])
+      part: hosts.fetch(params[part])
       for part in ('encoder', 'quantizer', 'decoder')
       if part in params
     }
@@ -131,7 +131,7 @@ def in_batches(
   batched = sharding.batch_sharding(mesh)
   found = []
   for index in sharding.padded_batches(len(x), batch_size):
-    found.append(jax.device_get(function(jax.device_put(x[index], batched))))
+    found.append(hosts.fetch(function(jax.device_put(x[index], batched))))
   return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
 
 
