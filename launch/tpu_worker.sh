@@ -3,7 +3,8 @@
 #
 #   tpu_worker.sh setup REVISION DATE [DATA]   installs ~/elt_jax.tar.gz, and
 #                                       copies DATA of a bucket
-#   tpu_worker.sh start ID SECONDS WORKDIR ARGS...   trains, detached
+#   tpu_worker.sh start ID SECONDS WORKDIR COMMAND ARGS...   trains, detached,
+#                                       or measures
 #   tpu_worker.sh state                 a line of the latest run
 #   tpu_worker.sh log LINES             the end of its log
 #   tpu_worker.sh stop SECONDS          SIGTERM, and SIGKILL after SECONDS
@@ -84,8 +85,8 @@ supervise() {
   cd "$BASE/code"
   # In the bucket: a preempted run does not compile again.
   export JAX_COMPILATION_CACHE_DIR=$workdir/compilation_cache
-  "$BASE/venv/bin/python" -u -m elt_jax.train --multihost \
-    --workdir="$workdir" "${@:4}" </dev/null >>"$run/log" 2>&1 &
+  "$BASE/venv/bin/python" -u -m "elt_jax.$4" --multihost \
+    --workdir="$workdir" "${@:5}" </dev/null >>"$run/log" 2>&1 &
   pid=$!
   printf '%s\n' "$pid" >"$run/pid.new"
   mv "$run/pid.new" "$run/pid" # Whole from the first moment.

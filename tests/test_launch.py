@@ -61,6 +61,11 @@ def test_help_is_the_head_of_the_script(cloud, command):
     ('run', ('--workdir=runs/a', *TRAIN), 'must be gs://BUCKET/DIRECTORY'),
     ('run', (f'--workdir={WORKDIR}',), 'Nothing to train'),
     (
+      'run',
+      ('--command=tokenize', *NEEDS['run']),
+      'train, evaluate, sample or cal',
+    ),
+    (
       'retry',
       ('--type=v6e-8', f'--workdir={WORKDIR}', '--data=data', *TRAIN),
       "--data must be gs://BUCKET/DIRECTORY, got 'd",
@@ -288,8 +293,15 @@ def test_a_run_from_start_to_stop(slice_):
     assert log.endswith('saved\nstopped, exit code 143\n')
   slice_('stop')  # Nothing is alive: nothing to do.
 
-  # The next start has a log of its own.
-  slice_('run', *NEEDS['run'])
+  # The next start has a log of its own; what was trained is measured.
+  measure = ('--command=evaluate', f'--workdir={WORKDIR}', '--', '--num=8')
+  slice_('run', *measure)
+  arguments = slice_.homes / '1' / 'arguments'
+  wait_for(lambda: '--num=8' in arguments.read_text())
+  assert arguments.read_text().splitlines() == [
+    *('-u', '-m', 'elt_jax.evaluate', '--multihost', f'--workdir={WORKDIR}'),
+    '--num=8',
+  ]
   assert len(list((slice_.path / 'bucket/a_run/worker_logs').iterdir())) == 4
 
 

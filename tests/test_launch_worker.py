@@ -22,7 +22,9 @@ def worker(cloud):
 
 
 def start(cloud: Cloud, id: str, code: int = 0):
-  return cloud.on_worker('start', id, '60', WORKDIR, '--config=x', code=code)
+  return cloud.on_worker(
+    'start', id, '60', WORKDIR, 'train', '--config=x', code=code
+  )
 
 
 def test_a_start_that_is_repeated_starts_nothing(worker):
