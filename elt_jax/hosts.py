@@ -36,7 +36,13 @@ def join(seconds: float = 300) -> None:
       f'{", ".join(_PLACE)}, or, on Cloud TPU, none.'
     )
   if not given:
-    jax.distributed.initialize()
+    try:
+      jax.distributed.initialize()
+    except ValueError as e:
+      raise ValueError(
+        f'--multihost: this machine is of no slice that JAX knows ({e}). Set '
+        f'{", ".join(_PLACE)}, or leave the flag out.'
+      ) from e
     return
   address, count, host = given.values()
   if not (count.isdecimal() and host.isdecimal() and int(host) < int(count)):

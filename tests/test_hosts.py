@@ -262,6 +262,7 @@ def test_a_host_0_that_does_not_come_is_named(monkeypatch):
 @pytest.mark.parametrize(
   'place,message',
   [
+    ({}, 'is of no slice that JAX knows'),
     ({'JAX_NUM_PROCESSES': '2'}, 'set all of JAX_COORD'),
     (
       {
