@@ -232,6 +232,16 @@ def parse_integers(
   return numbers
 
 
+def set_up_libraries() -> None:
+  """What commands and notebooks ask of libraries: to be quiet, and to look."""
+  # Says at every start, as a warning, that a read-only manager reads only.
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Warns of every bucket whose type it may not ask for, which is most.
+  logging.getLogger('gcsfs').setLevel(logging.ERROR)
+  # A listing would be kept, and others write into a bucket too.
+  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
+
+
 def run(
   main: Callable[[flags.FlagValues], None],
   define: Callable[[flags.FlagValues], None],
@@ -256,12 +266,7 @@ def run(
     format='%(asctime)s %(message)s', datefmt='%H:%M:%S', force=True
   )
   logging.getLogger('elt_jax').setLevel(logging.INFO)
-  # Says at every start, as a warning, that a read-only manager reads only.
-  logging.getLogger('absl').setLevel(logging.ERROR)
-  # Warns of every bucket whose type it may not ask for, which is most.
-  logging.getLogger('gcsfs').setLevel(logging.ERROR)
-  # A listing would be kept, and others write into a bucket too.
-  fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
+  set_up_libraries()
   try:
     if rest := values(sys.argv)[1:]:
       raise ValueError(f'Arguments without a flag: {" ".join(rest)}.')

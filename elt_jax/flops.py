@@ -6,6 +6,7 @@ The ELT paper's "GFLOPs" are giga-multiply-adds (its video figures fit no other
 reading); here a multiply-add is called MAC and counts as two FLOPs.
 """
 
+from collections.abc import Iterable
 import math
 from typing import Any
 
@@ -93,6 +94,16 @@ def flops_per_sample(
       looks = np.where(plan.tolerance > 0, np.maximum(run - begun, 0) + 1, 1)
     total += np.sum((run > 0) * (first + run * block + (looks - 1) * head))
   return 2 * float(total)
+
+
+def gflops_per_sample(
+  config: Any, spent: Iterable[tuple[Plan, np.ndarray]]
+) -> float:
+  """GFLOPs of a sample over its run and every round of refinement.
+
+  `spent` has (plan, loops really run) of each, as `Draw.sample` gives them.
+  """
+  return sum(flops_per_sample(config, *run) for run in spent) / 1e9
 
 
 def flops_per_step(config: Any) -> float:

@@ -21,8 +21,6 @@ every host of a slice runs this command; host 0 writes.
 """
 
 import logging
-import math
-import time
 from typing import Any
 
 from absl import flags
@@ -34,8 +32,8 @@ from elt_jax import (
   checkpoint,
   cli,
   edit,
-  flops,
   hosts,
+  rows,
   sharding,
   train_state,
   video,
@@ -46,7 +44,7 @@ from elt_jax import mesh as mesh_lib
 from elt_jax.interop import maskgit
 from elt_jax.models import build_model
 from elt_jax.samplers import loops, refine
-from elt_jax.samplers.draw import Draw, Spent
+from elt_jax.samplers.draw import Draw
 from elt_jax.tokenizers import autoencoder, pretrained
 from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.validation import is_latents, validate
@@ -199,7 +197,7 @@ def main(args: flags.FlagValues) -> None:
   else:
     path, read = cli.workdir(args), load
   draw, params, step = read(path, args.num, **cli.sampling(args))
-  _check_suffix(out, draw.config)
+  rows.check_suffix(out, draw.config)
   schedules, refined = requested(
     args, draw, path, [draw.config.model.max_loops]
   )
@@ -212,16 +210,25 @@ def main(args: flags.FlagValues) -> None:
     tokens, front = edit_columns(draw, args.edit, args.mask, args.task)
     tokens = np.broadcast_to(tokens, (args.num, *tokens.shape))
     given = {'condition' if args.commit else 'known': tokens}
-  rows = []
+  drawn = []
   for schedule in schedules:
-    began = time.monotonic()
-    samples, spent = draw.sample(
-      params, labels, schedule, args.seed, refined=refined, **given
+    row = rows.draw_row(
+      draw, params, labels, schedule, args.seed, refined=refined, **given
     )
-    rows.append([*front, *viz.to_uint8(samples)])
-    _log(draw.config, schedule, spent, args.num, time.monotonic() - began)
-  write = lambda: _write(args, out, np.array(rows), schedules, labels)
-  hosts.once('samples', write)
+    drawn.append([*front, *row.samples])
+    _log(draw.config, schedule, row)
+  names = [viz.loops_name(schedule.label) for schedule in schedules]
+  columns = ['given', 'masked'] if args.edit else []
+  columns += [f'class {label}' for label in labels]
+  picture = rows.lay_out(
+    np.array(drawn),
+    names,
+    columns,
+    args.scale,
+    wrap=not args.edit,
+    plays=out.suffix in video.SUFFIXES,
+  )
+  hosts.once('samples', lambda: video.save(out, picture, args.fps))
   shown = f'{classes[:20]}{"..." if len(classes) > 20 else ""}'
   print(
     f'{out}: step {step}, loops '
@@ -248,59 +255,23 @@ def _check(args: flags.FlagValues) -> None:
     raise ValueError('--commit is of --edit: there is nothing to go by.')
 
 
-def _check_suffix(out: epath.Path, config: config_lib.ConfigDict) -> None:
-  if config.data.num_frames > 1:
-    kind, allowed = 'clips', ('.png', *video.SUFFIXES)
-  else:
-    kind, allowed = 'images', ('.png',)
-  if out.suffix not in allowed:
-    raise ValueError(
-      f'--out must end in {" or ".join(allowed)} for a model of {kind}, got '
-      f'{out}.'
-    )
-
-
 def _log(
-  config: config_lib.ConfigDict,
-  schedule: loops.Loops,
-  spent: list[Spent],
-  num: int,
-  seconds: float,
+  config: config_lib.ConfigDict, schedule: loops.Loops, row: rows.Row
 ) -> None:
+  run = row.spent[0].loops[:, 0]
   log.info(
     '%d samples, loops %s (%.2f a step over %d steps): %.1f GFLOPs a '
     'sample, %.1f s.',
-    num,
+    len(row.samples),
     schedule.label,
-    spent[0].loops[:, 0].mean(),
+    run.mean(),
     config.sample.num_steps,
-    sum(flops.flops_per_sample(config, *run) for run in spent) / 1e9,
-    seconds,
+    row.gflops,
+    row.seconds,
   )
   if schedule.tolerance:
-    per_step = ' '.join(f'{n:.3g}' for n in spent[0].loops[:, 0])
+    per_step = ' '.join(f'{n:.3g}' for n in run)
     log.info('Loops run at each step: %s.', per_step)
-
-
-def _write(
-  args: flags.FlagValues,
-  out: epath.Path,
-  rows: np.ndarray,
-  schedules: list[loops.Loops],
-  labels: np.ndarray,
-) -> None:
-  """Writes uint8 [schedules, n, (f,) h, w, c], as a picture or playing."""
-  if out.suffix in video.SUFFIXES:
-    names = [viz.loops_name(schedule.label) for schedule in schedules]
-    classes = ['given', 'masked'] if args.edit else []
-    classes += [f'class {label}' for label in labels]
-    frames = video.side_by_side(rows, names, classes, args.scale)
-    video.save_clip(out, frames, args.fps)
-  else:
-    picture = viz.versions(rows)
-    if len(rows) == 1 and rows.ndim == 5 and not args.edit:
-      picture = viz.grid(rows[0], math.ceil(math.sqrt(args.num)))
-    viz.save_png(out, picture, scale=args.scale)
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -12,6 +12,7 @@ With --multihost every host of a slice runs this command, on a workdir that all
 of them see; see `elt_jax.hosts`. SIGTERM on one saves and stops all.
 """
 
+from collections.abc import Callable
 import logging
 import time
 
@@ -50,8 +51,18 @@ from elt_jax.validation import validate
 log = logging.getLogger('elt_jax.train')
 
 
-def train(config: config_lib.ConfigDict, workdir: str) -> bool:
+def train(
+  config: config_lib.ConfigDict,
+  workdir: str,
+  on_log: Callable[[int, dict[str, float]], None] | None = None,
+) -> bool:
   """Trains `config` to train.num_steps in `workdir`.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    on_log: called on every host with each (step, metrics) that is logged; its
+      time does not count as that of the steps.
 
   Returns:
     Whether it got there: False if it was told to stop before.
@@ -157,6 +168,10 @@ def train(config: config_lib.ConfigDict, workdir: str) -> bool:
           if looped and progress.rate:
             means |= roofline.reached(config, progress.rate)
           writer.write_scalars(step, means)
+          if on_log:
+            began = time.monotonic()
+            on_log(step, means)
+            progress.skip_time(time.monotonic() - began)
         if last or step % k.every_steps == 0:
           window.read()  # A state that is not finite is never saved.
           writer.copy()

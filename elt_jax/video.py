@@ -9,7 +9,7 @@ from etils import epath
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from elt_jax import files
+from elt_jax import files, viz
 
 SUFFIXES = ('.gif', '.mp4')
 # Pixels between pictures, and between a picture and its label.
@@ -25,22 +25,25 @@ def side_by_side(
   column_labels: Sequence[str],
   scale: int = 1,
 ) -> np.ndarray:
-  """Frames in which all clips play at once, on grey.
+  """Frames in which all clips play at once, on grey; of images, a picture.
 
   Labels move pictures apart where they are the larger, and are never cut.
 
   Args:
-    clips: uint8 [rows, columns, f, h, w, c].
+    clips: uint8 [rows, columns, (f,) h, w, c].
     row_labels: a line of text each, to the left of the rows.
     column_labels: likewise, above the columns.
     scale: how many pixels wide a pixel of the clips becomes.
 
   Returns:
-    uint8 [f, H, W, 3].
+    uint8 [(f,) H, W, 3].
 
   Raises:
     ValueError: unless c is 1 or 3, and there is a label per row and column.
   """
+  if clips.ndim == 5:
+    still = clips[:, :, None]
+    return side_by_side(still, row_labels, column_labels, scale)[0]
   rows, columns, num_frames, *size, channels = clips.shape
   if channels not in (1, 3):
     raise ValueError(
@@ -74,6 +77,13 @@ def side_by_side(
     for clip, x in zip(row, xs):
       frames[:, y : y + h, x : x + w] = clip.repeat(scale, 1).repeat(scale, 2)
   return frames
+
+
+def save(path: epath.PathLike, picture: np.ndarray, fps: int = 8) -> None:
+  """Writes uint8 [h, w, 3] as a .png, or [f, h, w, 3] as `save_clip`."""
+  if picture.ndim == 4:
+    return save_clip(path, picture, fps)
+  viz.save_png(path, picture)
 
 
 def save_clip(path: epath.PathLike, frames: np.ndarray, fps: int) -> None:

@@ -55,7 +55,8 @@ class MetricWriter:
     path = logs / 'metrics.jsonl'
     resumed = path.exists()
     if resumed:
-      _drop_after(path, start_step)
+      kept = [r for r in read(logs) if r['step'] <= start_step]
+      files.write_text(path, ''.join(json.dumps(r) + '\n' for r in kept))
     self._json = path.open('a')
     self._events = tensorboardX.SummaryWriter(
       str(logs), purge_step=start_step + 1 if resumed else None
@@ -144,13 +145,19 @@ class _Mirror:
       shutil.rmtree(self.local)
 
 
-def _drop_after(path: epath.Path, step: int) -> None:
-  """Keeps whole records up to `step`: a killed run may end in half of one."""
-  kept = []
-  for line in path.read_text().splitlines():
+def read(logs: epath.PathLike) -> list[dict[str, float]]:
+  """{'step', name: value, ...} of each line of metrics.jsonl in a directory.
+
+  A killed run may end in half of a line, which is left out; without a log
+  there are none.
+  """
+  path = epath.Path(logs) / 'metrics.jsonl'
+  found = []
+  for line in path.read_text().splitlines() if path.exists() else ():
     try:
-      if json.loads(line)['step'] <= step:
-        kept.append(line + '\n')
-    except (json.JSONDecodeError, KeyError, TypeError):
+      record = json.loads(line)
+    except json.JSONDecodeError:
       continue
-  files.write_text(path, ''.join(kept))
+    if isinstance(record, dict) and 'step' in record:
+      found.append(record)
+  return found

@@ -10,7 +10,7 @@ from etils import epath
 from matplotlib.figure import Figure
 import ml_collections
 
-from elt_jax import files
+from elt_jax import files, viz
 from elt_jax.hyper import Run, varying
 from elt_jax.samplers import loops as loops_lib
 
@@ -71,7 +71,7 @@ def write(
   paths = [epath.Path(workdir) / f'summary.{kind}' for kind in ('csv', 'png')]
   files.write_text(paths[0], _csv(runs, reports))
   with files.replacing(paths[1]) as temporary:
-    _figure(reports).savefig(temporary, dpi=110)
+    viz.save_figure(_figure(reports), temporary, dpi=110)
   return paths
 
 

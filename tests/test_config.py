@@ -212,8 +212,10 @@ def test_modules_import_only_from_those_before_them():
     'evals',
     'cli',
     'preview',
+    'rows',
     'interop',
     'sample',
+    'film',
     'train',
     'show',
     'prepare',
@@ -223,6 +225,8 @@ def test_modules_import_only_from_those_before_them():
     'frontier',
     'bench',
     'bench_images',
+    'notebook',
+    'panel',
   ]
   import ast
 

@@ -250,7 +250,7 @@ def test_report_is_written_and_the_figure_holds_every_row(tmp_path):
   with Image.open(paths[2]) as file:
     assert file.size[0] > 1000
   with Image.open(paths[1]) as file:
-    figure = np.asarray(file)
+    figure = np.asarray(file.convert('RGB'))
   assert figure.shape[1] > 800
   # Three strips of bright samples.
   assert (figure[..., :3] == 200).all(-1).sum() > 3 * 12 * 8 * 8

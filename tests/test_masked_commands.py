@@ -201,7 +201,7 @@ def test_editing_keeps_what_the_mask_leaves(chain, tmp_path):
   # In each row: the image, the image under its mask, two samples.
   assert picture_size(out) == (4 * 18 + 2, 2 * 18 + 2)
   with Image.open(out) as picture:
-    pixels = np.asarray(picture)
+    pixels = np.asarray(picture.convert('RGB'))
   np.testing.assert_array_equal(pixels[2:18, 2:18], 200)
   np.testing.assert_array_equal(pixels[2:10, 20:36], 128)
   np.testing.assert_array_equal(pixels[10:18, 20:36], 200)

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from elt_jax.interop import maskgit
+from elt_jax import sample
+from elt_jax.interop import maskgit, maskgit_write
 from elt_jax.mesh import build_mesh
 from elt_jax.models import build_model
 from elt_jax.samplers.draw import Draw
@@ -200,3 +201,51 @@ def test_which_file_is_meant(released):
     maskgit.load(other)
   with pytest.raises(ValueError, match='found none'):
     maskgit.load(released.parent)
+
+
+def test_what_is_written_is_what_was_read(loaded, tmp_path):
+  """Both trees, to the last bit, and the model the files make."""
+  config, params, tokenizer = loaded
+  path = maskgit_write.save(tmp_path, config, params, tokenizer)
+  assert path.name == 'maskgit_imagenet16_checkpoint'
+  for name, file in zip(sorted(FILES), sorted(tmp_path.iterdir()), strict=True):
+    got, want = maskgit.read(file), seeded(name)
+    assert got.keys() == want.keys()
+    for key, value in want.items():
+      np.testing.assert_array_equal(got[key], value)
+  again, _, _ = maskgit.load(tmp_path)
+  assert again.to_dict() == config.to_dict()
+  with pytest.raises(ValueError, match='exists already'):
+    maskgit_write.save(tmp_path, config, params, tokenizer)
+
+
+@pytest.mark.parametrize(
+  'key,value,message',
+  [
+    ('max_loops', 2, 'max_loops 2'),
+    ('norm', 'pre', "norm 'pre'"),
+    ('vocabulary', 'codebook|classes|null|mask', 'null'),
+  ],
+)
+def test_a_model_the_format_cannot_say_is_refused(
+  loaded, tmp_path, key, value, message
+):
+  config, params, tokenizer = loaded
+  config = config.copy_and_resolve_references()
+  config.model[key] = value
+  with pytest.raises(ValueError, match=message):
+    maskgit_write.save(tmp_path, config, params, tokenizer)
+  assert not list(tmp_path.iterdir())
+
+
+def test_random_weights_follow_from_the_seed_and_can_be_drawn_from(tmp_path):
+  paths = [
+    maskgit_write.save_random(tmp_path / name, seed)
+    for name, seed in (('a', 0), ('b', 0), ('c', 1))
+  ]
+  first, again, other = (path.read_bytes() for path in paths)
+  assert first == again != other
+  draw, params, _ = sample.load_maskgit(str(tmp_path / 'a'), 2)
+  assert draw.tokenizer.grid == (8, 8)
+  images = draw.with_steps(2)(params, [0, 9], 1, seed=0)
+  assert images.shape == (2, 32, 32, 3) and images.std() > 0.1

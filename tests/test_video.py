@@ -260,7 +260,7 @@ def trained(tmp_path_factory):
 
 def picture(path):
   with Image.open(path) as image:
-    return np.asarray(image)
+    return np.asarray(image.convert('RGB'))
 
 
 def command(*args):

@@ -75,10 +75,7 @@ def measure(
     'loops': loops.label,
     'mean_loops': float(run.mean()),
     **reference.measure(drawn.samples, labels),
-    'gflops_per_sample': sum(
-      flops.flops_per_sample(config, *spent) for spent in drawn.spent
-    )
-    / 1e9,
+    'gflops_per_sample': flops.gflops_per_sample(config, drawn.spent),
     'seconds_per_sample': seconds / num,
   }
   if loops.tolerance:

@@ -5,7 +5,7 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from elt_jax import files
+from elt_jax import files, viz
 from elt_jax.evals.frontier import COSTS, best_within, pareto
 
 Row = dict[str, Any]
@@ -169,7 +169,7 @@ def figure(
     f'{recipe["num_samples"]} samples a point',
     fontsize=10,
   )
-  shown.savefig(path, format='png', dpi=110)
+  viz.save_figure(shown, path, dpi=110)
 
 
 def _kind(point: str) -> str:

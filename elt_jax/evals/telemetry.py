@@ -1,12 +1,12 @@
 """What each loop does: at every step of sampling, and over training."""
 
 import dataclasses
-import json
 from typing import Any
 
 from etils import epath
 import numpy as np
 
+from elt_jax import writers
 from elt_jax.samplers.draw import Draw
 
 
@@ -26,13 +26,8 @@ def of_training(workdir: str) -> list[dict[str, Any]]:
 
   See `objectives.ilsd.loop_telemetry`; empty where nothing was logged.
   """
-  path = epath.Path(workdir) / 'logs' / 'metrics.jsonl'
   found = []
-  for line in path.read_text().splitlines() if path.exists() else ():
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError:  # A killed run may end in half of a record.
-      continue
+  for record in writers.read(epath.Path(workdir) / 'logs'):
     loops = sum(name.endswith('/state_rms') for name in record)
     if loops:
       found.append(

@@ -22,7 +22,7 @@ from elt_jax.tokenizers.pretrained import Tokenizer, check_shapes
 from elt_jax.validation import validate
 
 # theirs -> ours, outside the layers and within one.
-_OUTSIDE = {
+OUTSIDE = {
   'Embed_0/word_embeddings/embedding': 'embed/tokens',
   'Embed_0/position_embeddings/embedding': 'embed/positions',
   'Embed_0/embeddings_ln/scale': 'embed/norm/scale',
@@ -33,7 +33,7 @@ _OUTSIDE = {
   'MlmLayer_0/mlm_ln/bias': 'head/dense_norm/bias',
   'MlmLayer_0/mlm_bias/bias': 'head/bias',
 }
-_LAYER = {
+LAYER = {
   'Attention_0/self_attention/out/kernel': 'attention/out/kernel',
   'Attention_0/self_attention/out/bias': 'attention/out/bias',
   'Attention_0/attention_output_ln/scale': 'attention_norm/scale',
@@ -45,7 +45,7 @@ _LAYER = {
   'Mlp_0/layer_output_ln/scale': 'mlp_norm/scale',
   'Mlp_0/layer_output_ln/bias': 'mlp_norm/bias',
 }
-_QKV = tuple(
+QKV = tuple(
   f'Attention_0/self_attention/{name}' for name in ('query', 'key', 'value')
 )
 
@@ -135,7 +135,7 @@ def _config(
   shape = lambda name: _shape(path, stage2, name)
   vocabulary, width = shape('Embed_0/word_embeddings/embedding')
   length, _ = shape('Embed_0/position_embeddings/embedding')
-  _, heads, _ = shape(f'TransformerLayer_0/{_QKV[0]}/kernel')
+  _, heads, _ = shape(f'TransformerLayer_0/{QKV[0]}/kernel')
   _, hidden = shape('TransformerLayer_0/Mlp_0/intermediate_output/kernel')
   c = get_base()
   c.tokenizer.update(_tokenizer_sizes(beside, stage1))
@@ -214,17 +214,17 @@ def _params(
     used.add(name)
     return flat[name].astype(np.float32)
 
-  for theirs, name in _OUTSIDE.items():
+  for theirs, name in OUTSIDE.items():
     ours[name] = take(theirs)
   layers = [f'TransformerLayer_{n}' for n in range(num_layers)]
-  for theirs, name in _LAYER.items():
+  for theirs, name in LAYER.items():
     ours[f'layers/{name}'] = np.stack(
       [take(f'{layer}/{theirs}') for layer in layers]
     )
   for kind, axis in (('kernel', 1), ('bias', 0)):
     ours[f'layers/attention/qkv/{kind}'] = np.stack(
       [
-        np.stack([take(f'{layer}/{part}/{kind}') for part in _QKV], axis)
+        np.stack([take(f'{layer}/{part}/{kind}') for part in QKV], axis)
         for layer in layers
       ]
     )

@@ -87,11 +87,16 @@ class DiffusionSampler(Sampler):
     at: dict[str, Array],
   ) -> SamplerState:
     """To the next time."""
-    x0 = jnp.clip(output, -1, 1) if self.clip else output
+    x0 = self.estimate(state, output)
     noise = lambda: self._noise(keys, at['k'] + 1)
     return SamplerState(
       self._move(state.z, x0, at['t'], at['t_next'], noise), x0
     )
+
+  def estimate(self, state: SamplerState, output: Array) -> Array:
+    """The data, in range."""
+    del state
+    return jnp.clip(output, -1, 1) if self.clip else output
 
   def change(self, state: SamplerState, new: Array, old: Array) -> Array:
     """Relative, of the estimates of the data."""

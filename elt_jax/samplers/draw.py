@@ -17,10 +17,11 @@ from elt_jax.samplers import build_sampler, refine
 from elt_jax.samplers.loops import Loops, parse
 from elt_jax.samplers.masked import Decoded
 from elt_jax.samplers.plan import Plan, build_plan
-from elt_jax.samplers.probe import Probe, probe
+from elt_jax.samplers.probe import Probe, exits, probe
 from elt_jax.samplers.rebatch import Rebatched
 from elt_jax.tokenizers.autoencoder import Autoencoder
 from elt_jax.tokenizers.pretrained import Tokenizer
+from elt_jax.validation import validate
 
 
 class Spent(NamedTuple):
@@ -133,13 +134,7 @@ class Draw:
       ValueError: on labels, loops, guidance or known tokens out of range,
         or a condition for a model trained without.
     """
-    labels = np.asarray(labels, np.int32)
-    classes = self.config.data.num_classes
-    if labels.min() < 0 or labels.max() >= classes:
-      raise ValueError(
-        f'Labels must be in 0..{classes - 1}, got '
-        f'{labels.min()}..{labels.max()}.'
-      )
+    labels = self._checked(labels)
     given = self._given(len(labels), known, condition)
     loops = parse(loops, self.config, self._workdir)
     plan, *rounds = self.plans(loops, refined, **changes)
@@ -212,6 +207,46 @@ class Draw:
     join = lambda *x: np.concatenate(x, -1)[..., :num].mean(-1)
     return jax.tree.map(join, *found)
 
+  def exits(
+    self,
+    params: Any,
+    labels: Sequence[int],
+    num_loops: int,
+    seed: int,
+    **changes: Any,
+  ) -> np.ndarray:
+    """Samples as each of `num_loops` loops has them, along the way of L_max.
+
+    float32 [n, K, num_loops, (f,) h, w, c]: the guided output after so many
+    loops of every step; of a masked model, its likeliest tokens. The arguments
+    are as those of `sample`.
+    """
+    labels = self._checked(labels)
+    taken = self.config.model.max_loops
+    program = jax.jit(functools.partial(exits, self._sampler, taken, num_loops))
+    plan = build_plan(self.config, num_loops, **changes)
+    key = random_stream(seed, 'sample')
+    size = self.batch_size
+    found = self._each(program, params, key, labels, plan, {}, size)
+    found = np.moveaxis(np.concatenate(found, 2)[:, :, : len(labels)], 2, 0)
+    if not self.tokenizer:
+      return found
+    images = self._decode(found.reshape(-1, *found.shape[3:]))
+    return images.reshape(*found.shape[:3], *images.shape[1:])
+
+  def with_steps(self, num_steps: int) -> 'Draw':
+    """This one at another K: with programs of its own."""
+    config = self.config.copy_and_resolve_references()
+    config.sample.num_steps = num_steps
+    return Draw(
+      validate(config),
+      self._sampler.model,
+      self._mesh,
+      self.batch_size,
+      self.tokenizer,
+      self._workdir,
+    )
+
   def _batches(
     self,
     params: Any,
@@ -272,6 +307,17 @@ class Draw:
       for index in sharding.padded_batches(len(drawn), self.batch_size)
     ]
     return np.concatenate(hosts.fetch(images))[: len(drawn)]
+
+  def _checked(self, labels: Sequence[int]) -> np.ndarray:
+    """int32 [n], refused unless all are classes."""
+    labels = np.asarray(labels, np.int32)
+    classes = self.config.data.num_classes
+    if labels.min() < 0 or labels.max() >= classes:
+      raise ValueError(
+        f'Labels must be in 0..{classes - 1}, got '
+        f'{labels.min()}..{labels.max()}.'
+      )
+    return labels
 
   def _given(
     self, num: int, known: np.ndarray | None, condition: np.ndarray | None

@@ -146,6 +146,12 @@ class MaskedSampler(Sampler):
     codes = self.vocabulary.codebook_size
     return h, block, lambda h: head(h)[:, 1:, :codes] / at['temperature']
 
+  def estimate(self, state: DecodeState, output: Array) -> Array:
+    """int32 [b, *grid]: the likeliest code of each token not decided yet."""
+    likeliest = jnp.argmax(output, -1).astype(jnp.int32)
+    tokens = jnp.where(state.undecided, likeliest, state.ids)
+    return tokens.reshape(-1, *self.grid)
+
   def change(self, state: DecodeState, new: Array, old: Array) -> Array:
     """Total variation of an undecided token's distribution, on average."""
     apart = jnp.abs(jax.nn.softmax(new) - jax.nn.softmax(old)).sum(-1) / 2

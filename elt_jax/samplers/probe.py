@@ -7,6 +7,7 @@ the end result its output is. The state's own changes are recorded too (ELT,
 arXiv 2604.09168, Figure 14).
 """
 
+from collections.abc import Callable
 import functools
 from typing import Any
 
@@ -69,22 +70,9 @@ def _step(
   plan: Plan,
   at: dict[str, Array],
 ) -> tuple[State, Probe]:
-  h, block, head = sampler.bind(params, state, labels, at)
-  states = loop_states(block, h, num_loops)
-  exits = functools.partial(_read, head, states)
-  nulls = exits
-  if sampler.null_label is not None:
-    null = jnp.full_like(labels, sampler.null_label)
-    h_null, block, null_head = sampler.bind(params, state, null, at)
-    null_states = loop_states(block, h_null, num_loops)
-    nulls = functools.partial(_read, null_head, null_states)
-
-  def guided(loops: Array) -> Array:
-    """The output at so many loops, of both passes."""
-    at_most = lambda limit: jnp.minimum(loops, jnp.maximum(limit, 1))
-    weak, null = exits(at_most(plan.exit_loop)), nulls(at_most(plan.null_loops))
-    return combine(plan, exits(loops), weak, null)
-
+  h, states, guided = guided_exits(
+    sampler, num_loops, params, labels, state, plan, at
+  )
   final = guided(jnp.int32(taken))
   after = sampler.advance(keys, state, final, at)
 
@@ -101,6 +89,66 @@ def _step(
   norm, update, old = map(jax.vmap(norms), (states, states - before, before))
   found = Probe(norm, update, update / old, distance, effect)
   return after, found
+
+
+def exits(
+  sampler: Sampler, taken: int, num_loops: int, *args: Any, **given: Any
+) -> Array:
+  """[K, L, b, ...]: the sample as every loop's output has it, at every step.
+
+  Along the trajectory of `taken` loops; arguments as for `probe`.
+  """
+
+  def step(
+    params: Any,
+    keys: Array,
+    labels: Array,
+    state: State,
+    plan: Plan,
+    at: dict[str, Array],
+  ) -> tuple[State, Array]:
+    _, _, guided = guided_exits(
+      sampler, num_loops, params, labels, state, plan, at
+    )
+    seen = jax.lax.map(
+      lambda loops: sampler.estimate(state, guided(loops)),
+      jnp.arange(1, num_loops + 1),
+    )
+    return sampler.advance(keys, state, guided(jnp.int32(taken)), at), seen
+
+  return sampler.scan(step, *args, **given)[1]
+
+
+def guided_exits(
+  sampler: Sampler,
+  num_loops: int,
+  params: Any,
+  labels: Array,
+  state: State,
+  plan: Plan,
+  at: dict[str, Array],
+) -> tuple[Array, Array, Callable[[Array], Array]]:
+  """(h, states, guided) of one step, in passes of `num_loops` loops.
+
+  The state after the embedding, [b, s, d], and after each loop of the
+  conditional pass, [L, b, s, d]; loops -> guided output after so many.
+  """
+  h, block, head = sampler.bind(params, state, labels, at)
+  states = loop_states(block, h, num_loops)
+  read = functools.partial(_read, head, states)
+  read_null = read
+  if sampler.null_label is not None:
+    null = jnp.full_like(labels, sampler.null_label)
+    h_null, block, null_head = sampler.bind(params, state, null, at)
+    null_states = loop_states(block, h_null, num_loops)
+    read_null = functools.partial(_read, null_head, null_states)
+
+  def guided(loops: Array) -> Array:
+    at_most = lambda limit: jnp.minimum(loops, jnp.maximum(limit, 1))
+    weak = read(at_most(plan.exit_loop))
+    return combine(plan, read(loops), weak, read_null(at_most(plan.null_loops)))
+
+  return h, states, guided
 
 
 def _read(head: Any, states: Array, loops: Array) -> Array:

@@ -59,6 +59,10 @@ class Sampler:
     """The state after a step, given the guided output."""
     raise NotImplementedError
 
+  def estimate(self, state: State, output: Array) -> Array:
+    """The samples that an output would have all of them be, [b, ...]."""
+    raise NotImplementedError
+
   def change(self, state: State, new: Array, old: Array) -> Array:
     """[b], how far two outputs are from each other; 0 is equal."""
     raise NotImplementedError
