@@ -36,9 +36,13 @@ def get_base() -> ml_collections.ConfigDict:
   o.exits = 'ilsd'  # ilsd | none (vanilla looping) | all (deep supervision)
   o.min_loops = 1  # L_min: earliest exit of the student
   o.randomize_max_loops = 0  # lowest teacher, drawn up to max_loops; 0: off
-  o.prediction = 'v'  # v | x0 | eps: what the network's output means
-  o.weighting = 'sigmoid'  # sigmoid | v (plain mean squared error of v)
+  o.schedule = 'cosine'  # cosine | linear_beta (DDPM, DiT) | interpolant (SiT)
+  # What the network's output means: v | x0 | eps | velocity (eps - x).
+  o.prediction = 'v'
+  # sigmoid | v | x0 | eps | velocity: plain mean squared error of one of these.
+  o.weighting = 'sigmoid'
   o.sigmoid_bias = 0.0  # b of the sigmoid weighting
+  # Of cosine and interpolant; linear_beta has its own.
   o.logsnr_min = -15.0  # log-SNR of pure noise
   o.logsnr_max = 15.0  # log-SNR of data
   o.logsnr_shift = 0.0  # 2 log(base side / side)

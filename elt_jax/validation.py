@@ -13,8 +13,9 @@ CHOICES = {
   'model.remat': ('none', 'layer', 'loop', 'dots'),
   'model.norm': ('post', 'pre'),
   'objective.exits': ('ilsd', 'none', 'all'),
-  'objective.prediction': ('v', 'x0', 'eps'),
-  'objective.weighting': ('sigmoid', 'v'),
+  'objective.schedule': ('cosine', 'linear_beta', 'interpolant'),
+  'objective.prediction': ('v', 'x0', 'eps', 'velocity'),
+  'objective.weighting': ('sigmoid', 'v', 'x0', 'eps', 'velocity'),
   'objective.reduction': ('sample', 'batch'),
   'data.ucf_split': ('all', '1', '2', '3'),
   'tokenizer.inflate': ('central', 'average'),
@@ -249,6 +250,11 @@ def _validate_diffusion(config: ConfigDict) -> None:
     raise ValueError(
       'objective.logsnr_min must be below objective.logsnr_max, got '
       f'{o.logsnr_min} and {o.logsnr_max}.'
+    )
+  if o.schedule == 'linear_beta' and o.logsnr_shift:
+    raise ValueError(
+      f'objective.logsnr_shift = {o.logsnr_shift} is of other schedules than '
+      "objective.schedule = 'linear_beta', whose log-SNR its betas give."
     )
 
 

@@ -1,4 +1,4 @@
-"""The process, the three forms of the weighted loss, and the objective."""
+"""The forms of the weighted loss, and the objective."""
 
 import jax
 import jax.numpy as jnp
@@ -7,37 +7,25 @@ import pytest
 
 from elt_jax.data.transforms import to_unit_range
 from elt_jax.objectives import diffusion
-from elt_jax.objectives.diffusion import CosineSchedule, loss_weight
+from elt_jax.objectives.diffusion import loss_weight
+from elt_jax.objectives.schedules import CosineSchedule
 from tests.helpers import loss_at, make_objective
 
-T = jnp.linspace(0.001, 0.999, 64)
+PREDICTIONS = ['v', 'x0', 'eps', 'velocity']
 
 
-@pytest.mark.parametrize('shift', [0.0, 2 * np.log(0.5)])
-def test_log_snr_runs_from_max_to_min_and_is_shifted(shift):
-  schedule = CosineSchedule(-9.0, 7.0, shift)
-  ends = schedule.logsnr(jnp.array([0.0, 1.0]))
-  np.testing.assert_allclose(ends, [7.0 + shift, -9.0 + shift], atol=1e-3)
-  assert (np.diff(schedule.logsnr(T)) < 0).all()
+def targets(alpha, sigma, x, eps):
+  """What a network predicts, by the name of its prediction."""
+  v = alpha * eps - sigma * x
+  return {'x0': x, 'eps': eps, 'v': v, 'velocity': eps - x}
 
 
-def test_without_bounds_it_is_the_cosine_schedule():
-  """alpha = cos(pi t / 2) for wide bounds."""
-  alpha, sigma = diffusion.alpha_sigma(CosineSchedule(-40, 40).logsnr(T))
-  np.testing.assert_allclose(alpha, np.cos(np.pi * T / 2), atol=1e-4)
-  np.testing.assert_allclose(sigma, np.sin(np.pi * T / 2), atol=1e-4)
-
-
-def test_density_is_the_derivative_of_the_log_snr():
-  with jax.enable_x64(True):
-    t = jnp.linspace(0.01, 0.99, 99, dtype=jnp.float64)
-    schedule, step = CosineSchedule(-15.0, 15.0, 1.0), 1e-6
-    slope = (schedule.logsnr(t + step) - schedule.logsnr(t - step)) / (2 * step)
-    np.testing.assert_allclose(schedule.density(t), -slope, rtol=1e-4)
-
-
-@pytest.mark.parametrize('bias', [-2.0, 0.0, 3.0, None])
-def test_the_three_forms_of_the_weighted_loss_agree(bias):
+@pytest.mark.parametrize(
+  'weighting,bias',
+  [('sigmoid', -2.0), ('sigmoid', 0.0), ('sigmoid', 3.0)]
+  + [(name, 0.0) for name in PREDICTIONS],
+)
+def test_all_forms_of_the_weighted_loss_agree(weighting, bias):
   with jax.enable_x64(True):
     t = jnp.linspace(0.01, 0.99, 50, dtype=jnp.float64)
     rng = np.random.default_rng(0)
@@ -46,34 +34,46 @@ def test_the_three_forms_of_the_weighted_loss_agree(bias):
     logsnr = schedule.logsnr(t)
     alpha, sigma = diffusion.alpha_sigma(logsnr)
     z = alpha * x + sigma * eps
-    eps_guess = (z - alpha * guess) / sigma
-    errors = {
-      'x0': x - guess,
-      'eps': eps - eps_guess,
-      'v': (alpha * eps - sigma * x) - (alpha * eps_guess - sigma * guess),
-    }
+    right = targets(alpha, sigma, x, eps)
+    guessed = targets(alpha, sigma, guess, (z - alpha * guess) / sigma)
     losses = {
-      form: loss_weight(form, logsnr, schedule.density(t), bias) * error**2
-      for form, error in errors.items()
+      form: loss_weight(form, logsnr, schedule.density(t), weighting, bias)
+      * (right[form] - guessed[form]) ** 2
+      for form in PREDICTIONS
     }
-    np.testing.assert_allclose(losses['x0'], losses['eps'], rtol=1e-8)
-    np.testing.assert_allclose(losses['v'], losses['eps'], rtol=1e-8)
+    for form in PREDICTIONS:
+      np.testing.assert_allclose(losses[form], losses['eps'], rtol=1e-8)
+    if weighting == 'sigmoid':
+      want = 0.5 * schedule.density(t) / (1 + np.exp(logsnr - bias))
+      want *= (right['eps'] - guessed['eps']) ** 2
+    else:
+      want = (right[weighting] - guessed[weighting]) ** 2
+    np.testing.assert_allclose(losses['eps'], want, rtol=1e-8)
 
 
-@pytest.mark.parametrize('prediction', ['v', 'x0', 'eps'])
+@pytest.mark.parametrize('prediction', PREDICTIONS)
 def test_x0_from_inverts_every_parametrisation(prediction):
   rng = np.random.default_rng(1)
   x, eps = rng.standard_normal((2, 20)).astype(np.float32)
   logsnr = jnp.linspace(-4, 6, 20)
   alpha, sigma = diffusion.alpha_sigma(logsnr)
-  output = {'x0': x, 'eps': eps, 'v': alpha * eps - sigma * x}[prediction]
+  output = targets(alpha, sigma, x, eps)[prediction]
   got = diffusion.x0_from(prediction, output, alpha * x + sigma * eps, logsnr)
   np.testing.assert_allclose(got, x, atol=1e-4)
 
 
-@pytest.mark.parametrize('prediction', ['v', 'x0', 'eps'])
-def test_loss_equals_a_computation_by_hand(config, prediction):
+@pytest.mark.parametrize(
+  'schedule,prediction',
+  [
+    (schedule, prediction)
+    for schedule, prediction in zip(
+      ['cosine', 'cosine', 'linear_beta', 'interpolant'], PREDICTIONS
+    )
+  ],
+)
+def test_loss_equals_a_computation_by_hand(config, schedule, prediction):
   config.objective.exits = 'none'
+  config.objective.schedule = schedule
   config.objective.prediction = prediction
   config.objective.label_dropout = 0.0
   objective, params, batch = make_objective(config)
@@ -94,13 +94,45 @@ def test_loss_equals_a_computation_by_hand(config, prediction):
     logsnr = objective.schedule.logsnr(t)
     alpha, sigma = diffusion.alpha_sigma(logsnr)
     z = alpha * x + sigma * eps
-    inputs = (z[None], t[None], batch['label'][i : i + 1])
-    out, _ = model_output(params, inputs)
+    seen = objective.schedule.network_inputs(z[None], t[None])
+    out, _ = model_output(params, (*seen, batch['label'][i : i + 1]))
     x0 = diffusion.x0_from(prediction, out[0], z, logsnr)
     # The x0 form of the weighting, whatever the network predicts.
-    weight = loss_weight('x0', logsnr, objective.schedule.density(t), 0.0)
+    density = objective.schedule.density(t)
+    weight = loss_weight('x0', logsnr, density, 'sigmoid')
     total += weight * np.mean((x0 - x) ** 2)
   np.testing.assert_allclose(loss, total / 8, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  'schedule,prediction', [('linear_beta', 'eps'), ('interpolant', 'velocity')]
+)
+def test_plain_losses_of_dit_and_sit(config, schedule, prediction):
+  """The mean of the squared error itself, over times that are uniform."""
+  config.objective.update(
+    {
+      'exits': 'none',
+      'schedule': schedule,
+      'prediction': prediction,
+      'weighting': prediction,
+    }
+  )
+  objective, _, batch = make_objective(config)
+  x = to_unit_range(batch['image'])
+  key = jax.random.key(0)
+  problem = objective.problem(batch, key, jnp.int32(0))
+  zero = jnp.zeros(x.shape)
+  _, key_examples = jax.random.split(jax.random.fold_in(key, 0))
+  eps = [
+    jax.random.normal(
+      jax.random.split(jax.random.fold_in(key_examples, i))[1], x.shape[1:]
+    )
+    for i in range(len(x))
+  ]
+  target = {'eps': np.array(eps), 'velocity': np.array(eps) - x}[prediction]
+  np.testing.assert_allclose(
+    problem.ground_truth(zero), np.mean(target**2), rtol=1e-5
+  )
 
 
 def test_an_example_is_noised_alike_in_any_part_of_any_batch(config):

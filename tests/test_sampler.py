@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from elt_jax.keys import per_example
 from elt_jax.models import build_model
-from elt_jax.objectives import diffusion
+from elt_jax.objectives import schedules
 from elt_jax.samplers.diffusion import DiffusionSampler
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.plan import build_plan
@@ -23,30 +24,74 @@ class Gaussian:
     self.schedule, self.mean, self.std = schedule, mean, std
 
   def bind(self, params, z, t, labels):
-    alpha, sigma = diffusion.alpha_sigma(self.schedule.logsnr(t))
-    alpha, sigma = (diffusion.per_image(a, z) for a in (alpha, sigma))
+    alpha, sigma = schedules.alpha_sigma(self.schedule.logsnr(t))
+    alpha, sigma = (schedules.per_image(a, z) for a in (alpha, sigma))
     gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
     x0 = self.mean + gain * (z - alpha * self.mean)
     return z, lambda h, i: h, lambda h: x0
 
 
-def exact(schedule, num_steps, eta, shape=(8, 8, 1)):
+class StepGaussian(Gaussian):
+  """The same as a network of DDPM: told the step, predicts the noise."""
+
+  def bind(self, params, z, t, labels):
+    bars = jnp.cumprod(1 - jnp.linspace(1e-4, 0.02, 1000))
+    bar = schedules.per_image(bars[jnp.round(1000 * t).astype(int)], z)
+    gain = jnp.sqrt(bar) * self.std**2 / (bar * self.std**2 + 1 - bar)
+    x0 = self.mean + gain * (z - jnp.sqrt(bar) * self.mean)
+    eps = (z - jnp.sqrt(bar) * x0) / jnp.sqrt(1 - bar)
+    return z, lambda h, i: h, lambda h: eps
+
+
+class LineGaussian(Gaussian):
+  """The same as a network of SiT: sees the line, predicts the velocity."""
+
+  def velocity(self, y, u):
+    """eps - x of y = (1 - u) x + u eps."""
+    gain = (1 - u) * self.std**2 / ((1 - u) ** 2 * self.std**2 + u**2)
+    return (y - self.mean - gain * (y - (1 - u) * self.mean)) / u
+
+  def bind(self, params, y, t, labels):
+    u = schedules.per_image(1 - t, y)
+    return y, lambda h, i: h, lambda h: self.velocity(y, u)
+
+
+def exact(
+  schedule, num_steps, eta, shape=(8, 8, 1), model=Gaussian, prediction='x0'
+):
   return DiffusionSampler(
-    model=Gaussian(schedule),
+    model=model(schedule),
     num_steps=num_steps,
     null_label=None,
     watch='output',
     shape=shape,
     noise_schedule=schedule,
-    prediction='x0',
+    prediction=prediction,
     eta=eta,
     clip=False,
   )
 
 
-@pytest.mark.parametrize('eta,steps', [(0.0, 200), (1.0, 400), (0.5, 300)])
-def test_exact_denoiser_gives_exact_moments(config, eta, steps):
-  sampler = exact(diffusion.CosineSchedule(-12.0, 12.0), steps, eta)
+COSINE = (schedules.CosineSchedule(-12.0, 12.0), Gaussian, 'x0')
+LINEAR_BETA = (schedules.LinearBetaSchedule(), StepGaussian, 'eps')
+LINE = (schedules.InterpolantSchedule(-23.0, 23.0), LineGaussian, 'velocity')
+
+
+@pytest.mark.parametrize(
+  'process,eta,steps',
+  [
+    (COSINE, 0.0, 200),
+    (COSINE, 1.0, 400),
+    (COSINE, 0.5, 300),
+    (LINEAR_BETA, 0.0, 250),
+    (LINEAR_BETA, 1.0, 500),
+    (LINE, 0.0, 200),
+    (LINE, 1.0, 400),
+  ],
+)
+def test_exact_denoiser_gives_exact_moments(config, process, eta, steps):
+  schedule, model, prediction = process
+  sampler = exact(schedule, steps, eta, model=model, prediction=prediction)
   config.sample.num_steps = steps
   x, _ = jax.jit(sampler.__call__)(
     {}, jax.random.key(0), jnp.zeros(512, jnp.int32), build_plan(config, 1)
@@ -55,13 +100,29 @@ def test_exact_denoiser_gives_exact_moments(config, eta, steps):
   np.testing.assert_allclose(x.std(), 0.5, atol=0.01)
 
 
+def test_ddim_of_the_interpolant_is_euler_along_the_line(config):
+  """As SiT integrates its velocity, data minus noise, from t = 0 to 1."""
+  schedule, model, prediction = LINE
+  config.sample.num_steps = steps = 10
+  sampler = exact(schedule, steps, 0.0, model=model, prediction=prediction)
+  keys = per_example(jax.random.key(0), jnp.arange(4))
+  y = np.asarray(sampler.start(keys).z)
+  network = model(schedule)
+  for k in range(steps):
+    y = y - network.velocity(y, 1 - k / steps) / steps
+  x, _ = jax.jit(sampler.__call__)(
+    {}, jax.random.key(0), jnp.zeros(4, jnp.int32), build_plan(config, 1)
+  )
+  np.testing.assert_allclose(x, y, atol=1e-4)
+
+
 def test_eta_one_is_the_ddpm_posterior():
   """Mean and variance of q(z_s | z_t, x) from Bayes' rule."""
-  schedule = diffusion.CosineSchedule(-10.0, 10.0)
+  schedule = schedules.CosineSchedule(-10.0, 10.0)
   sampler = exact(schedule, 1, 1.0, ())
   z, x0, t, s = 0.7, -0.4, jnp.float32(0.6), jnp.float32(0.35)
-  a_t, s_t = diffusion.alpha_sigma(schedule.logsnr(t))
-  a_s, s_s = diffusion.alpha_sigma(schedule.logsnr(s))
+  a_t, s_t = schedules.alpha_sigma(schedule.logsnr(t))
+  a_s, s_s = schedules.alpha_sigma(schedule.logsnr(s))
   a_ts = a_t / a_s
   var_ts = s_t**2 - a_ts**2 * s_s**2
   precision = 1 / s_s**2 + a_ts**2 / var_ts

@@ -1,10 +1,8 @@
 """The diffusion process and its weighted loss.
 
-Time runs from t = 0 (data) to t = 1 (noise); z = alpha x + sigma eps with
-alpha^2 = sigmoid(lambda), sigma^2 = sigmoid(-lambda), lambda the log
-signal-to-noise ratio. Cosine schedule with shift: simple diffusion (Hoogeboom
-et al., arXiv 2301.11093). Sigmoid weighting: VDM++ (Kingma and Gao, arXiv
-2303.00848) and SiD2 (arXiv 2410.19324).
+`schedules` has the process: z = alpha x + sigma eps and its log-SNR lambda over
+time. Sigmoid weighting: VDM++ (Kingma and Gao, arXiv 2303.00848) and SiD2
+(arXiv 2410.19324).
 """
 
 import dataclasses
@@ -22,87 +20,71 @@ from elt_jax.objectives.ilsd import (
   Problem,
   build_exit_loss,
 )
+from elt_jax.objectives.schedules import (
+  Schedule,
+  alpha_sigma,
+  build_schedule,
+  per_image,
+)
 
 Array = jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class CosineSchedule:
-  """lambda(t) = -2 log tan(a + t (b - a)) + shift, from max to min.
-
-  Attributes:
-    logsnr_min: lambda(1), before the shift.
-    logsnr_max: lambda(0), before the shift.
-    shift: added to lambda; 2 log(d0 / d) moves the schedule of a base
-      resolution d0 to images of side d.
-  """
-
-  logsnr_min: float = -15.0
-  logsnr_max: float = 15.0
-  shift: float = 0.0
-
-  def _angle(self, t: Array) -> tuple[Array, float]:
-    a = math.atan(math.exp(-self.logsnr_max / 2))
-    b = math.atan(math.exp(-self.logsnr_min / 2))
-    return a + t * (b - a), b - a
-
-  def logsnr(self, t: Array) -> Array:
-    """lambda at time t in [0, 1]."""
-    angle, _ = self._angle(t)
-    return -2 * jnp.log(jnp.tan(angle)) + self.shift
-
-  def density(self, t: Array) -> Array:
-    """-dlambda/dt = 4 (b - a) / sin(2 angle), positive."""
-    angle, span = self._angle(t)
-    return 4 * span / jnp.sin(2 * angle)
-
-
-def alpha_sigma(logsnr: Array) -> tuple[Array, Array]:
-  """(alpha, sigma), alpha^2 = sigmoid(logsnr), sigma^2 = sigmoid(-logsnr)."""
-  return jnp.sqrt(jax.nn.sigmoid(logsnr)), jnp.sqrt(jax.nn.sigmoid(-logsnr))
 
 
 def x0_from(prediction: str, output: Array, z: Array, logsnr: Array) -> Array:
   """The data estimate of a network output, in the network's parametrisation.
 
   v = alpha eps - sigma x gives x = alpha z - sigma v; eps gives
-  x = (z - sigma eps) / alpha.
+  x = (z - sigma eps) / alpha; velocity, which is eps - x, gives
+  x = (z - sigma velocity) / (alpha + sigma).
   """
   alpha, sigma = alpha_sigma(logsnr)
   if prediction == 'x0':
     return output
   if prediction == 'v':
     return alpha * z - sigma * output
-  return (z - sigma * output) / alpha
+  scale = alpha + sigma if prediction == 'velocity' else alpha
+  return (z - sigma * output) / scale
 
 
 def loss_weight(
-  prediction: str, logsnr: Array, density: Array, bias: float | None
+  prediction: str,
+  logsnr: Array,
+  density: Array,
+  weighting: str,
+  bias: float = 0.0,
 ) -> Array:
-  """Weight of the squared error of `prediction`: three forms of one loss.
+  """Weight of the squared error of `prediction`: the forms of one loss.
+
+  `weighting` is 'sigmoid', with `bias` b and `density` -dlambda/dt:
 
       1/2 (-dlambda/dt) sigmoid(b - lambda)                  on eps
       1/2 (-dlambda/dt) sigmoid(b - lambda) sigmoid(lambda)  on v
       1/2 (-dlambda/dt) e^b sigmoid(lambda - b)              on x0
 
-  They agree because, at one z, the errors of eps, v and x0 are as
-  alpha : 1 : sigma. `density` is -dlambda/dt. Without a `bias` the loss is
-  the plain mean squared error of v, weight 1 on v.
+  or the name of a prediction, whose plain mean squared error is the loss:
+  that of eps is DDPM's, that of velocity SiT's. All forms agree because, at
+  one z, the errors of eps, v, x0 and velocity are as
+  alpha : 1 : sigma : alpha + sigma.
   """
-  if bias is None:
-    if prediction == 'v':
-      return jnp.ones_like(logsnr)
-    # 1 / sigma^2 = 1 + exp(lambda) on x0, 1 / alpha^2 on eps.
-    return 1 + jnp.exp(logsnr if prediction == 'x0' else -logsnr)
+  if weighting != 'sigmoid':
+    return _weight_of_v(prediction, logsnr) / _weight_of_v(weighting, logsnr)
   if prediction == 'x0':
     return 0.5 * density * math.exp(bias) * jax.nn.sigmoid(logsnr - bias)
-  weight = 0.5 * density * jax.nn.sigmoid(bias - logsnr)
-  return weight * jax.nn.sigmoid(logsnr) if prediction == 'v' else weight
+  on_eps = 0.5 * density * jax.nn.sigmoid(bias - logsnr)
+  if prediction == 'eps':
+    return on_eps
+  return on_eps * jax.nn.sigmoid(logsnr) * _weight_of_v(prediction, logsnr)
 
 
-def per_image(values: Array, like: Array) -> Array:
-  """[b] -> [b, 1, ...], to broadcast over images or clips."""
-  return values.reshape(-1, *(1,) * (like.ndim - 1))
+def _weight_of_v(prediction: str, logsnr: Array) -> Array:
+  """The weight on the squared error of `prediction` that makes it that of v."""
+  if prediction == 'v':
+    return jnp.ones_like(logsnr)
+  if prediction == 'velocity':
+    alpha, sigma = alpha_sigma(logsnr)
+    return 1 / jnp.square(alpha + sigma)
+  # 1 / sigma^2 = 1 + exp(lambda) on x0, 1 / alpha^2 on eps.
+  return 1 + jnp.exp(logsnr if prediction == 'x0' else -logsnr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,15 +93,17 @@ class DiffusionObjective(LoopedObjective):
 
   Attributes:
     schedule: log-SNR over time.
-    prediction: how the model's output is read, 'v', 'x0' or 'eps'.
-    sigmoid_bias: b of the sigmoid weighting; None is plain v-MSE.
+    prediction: how the model's output is read, 'v', 'x0', 'eps' or 'velocity'.
+    weighting: of the squared error, see `loss_weight`.
+    sigmoid_bias: b of the sigmoid weighting.
     label_dropout: probability of the null class.
     num_classes: id of the null class.
   """
 
-  schedule: CosineSchedule
+  schedule: Schedule
   prediction: str
-  sigmoid_bias: float | None
+  weighting: str
+  sigmoid_bias: float
   label_dropout: float
   num_classes: int
 
@@ -151,11 +135,18 @@ class DiffusionObjective(LoopedObjective):
     logsnr = self.schedule.logsnr(t)
     alpha, sigma = (per_image(a, x) for a in alpha_sigma(logsnr))
     z = alpha * x + sigma * eps
-    target = {'x0': x, 'eps': eps, 'v': alpha * eps - sigma * x}[
-      self.prediction
-    ]
+    target = {
+      'x0': x,
+      'eps': eps,
+      'v': alpha * eps - sigma * x,
+      'velocity': eps - x,
+    }[self.prediction]
     weight = loss_weight(
-      self.prediction, logsnr, self.schedule.density(t), self.sigmoid_bias
+      self.prediction,
+      logsnr,
+      self.schedule.density(t),
+      self.weighting,
+      self.sigmoid_bias,
     )
 
     def weighted_mse(output: Array, reference: Array) -> Array:
@@ -173,7 +164,7 @@ class DiffusionObjective(LoopedObjective):
       return jnp.linalg.norm(output - final) / jnp.linalg.norm(final)
 
     return Problem(
-      inputs=(z, t, labels),
+      inputs=(*self.schedule.network_inputs(z, t), labels),
       ground_truth=lambda output: weighted_mse(output, target),
       distill=weighted_mse,
       agreement=lambda output, final: 1 - distance(output, final),
@@ -195,9 +186,10 @@ def build_objective(config: Any, model: ELT) -> DiffusionObjective:
   return DiffusionObjective(
     model=model,
     exit_loss=build_exit_loss(config),
-    schedule=CosineSchedule(o.logsnr_min, o.logsnr_max, o.logsnr_shift),
+    schedule=build_schedule(config),
     prediction=o.prediction,
-    sigmoid_bias=o.sigmoid_bias if o.weighting == 'sigmoid' else None,
+    weighting=o.weighting,
+    sigmoid_bias=o.sigmoid_bias,
     label_dropout=o.label_dropout,
     num_classes=config.data.num_classes,
   )

@@ -12,7 +12,8 @@ import numpy as np
 from elt_jax.config import sample_shape
 from elt_jax.models.elt import ELT, Head
 from elt_jax.models.looped import Block
-from elt_jax.objectives import diffusion
+from elt_jax.objectives.diffusion import x0_from
+from elt_jax.objectives.schedules import Schedule, alpha_sigma, build_schedule
 from elt_jax.samplers.guidance import relative_change
 from elt_jax.samplers.plan import step_times
 from elt_jax.samplers.sampler import Sampler
@@ -46,7 +47,7 @@ class DiffusionSampler(Sampler):
   """
 
   shape: tuple[int, ...]
-  noise_schedule: diffusion.CosineSchedule
+  noise_schedule: Schedule
   prediction: str
   eta: float
   clip: bool
@@ -74,9 +75,10 @@ class DiffusionSampler(Sampler):
   ) -> tuple[Array, Block, Head]:
     """The head gives the estimate of the data, not clipped."""
     time = jnp.full(labels.shape, at['t'])
-    h, block, head = self.model.bind(params, state.z, time, labels)
+    seen = self.noise_schedule.network_inputs(state.z, time)
+    h, block, head = self.model.bind(params, *seen, labels)
     logsnr = self.noise_schedule.logsnr(at['t'])
-    x0 = lambda h: diffusion.x0_from(self.prediction, head(h), state.z, logsnr)
+    x0 = lambda h: x0_from(self.prediction, head(h), state.z, logsnr)
     return h, block, x0
 
   def advance(
@@ -135,8 +137,8 @@ class DiffusionSampler(Sampler):
     """
     logsnr_t = self.noise_schedule.logsnr(t)
     logsnr_s = self.noise_schedule.logsnr(t_next)
-    alpha_t, sigma_t = diffusion.alpha_sigma(logsnr_t)
-    alpha_s, sigma_s = diffusion.alpha_sigma(logsnr_s)
+    alpha_t, sigma_t = alpha_sigma(logsnr_t)
+    alpha_s, sigma_s = alpha_sigma(logsnr_s)
     eps = (z - alpha_t * x0) / sigma_t
     if self.eta == 0:
       return alpha_s * x0 + sigma_s * eps
@@ -154,9 +156,7 @@ def build_sampler(config: Any, model: ELT) -> DiffusionSampler:
     null_label=d.num_classes,
     watch=s.watch,
     shape=sample_shape(config),
-    noise_schedule=diffusion.CosineSchedule(
-      o.logsnr_min, o.logsnr_max, o.logsnr_shift
-    ),
+    noise_schedule=build_schedule(config),
     prediction=o.prediction,
     eta={'ddim': 0.0, 'ddpm': 1.0}[s.method],
     clip=s.clip,
