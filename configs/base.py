@@ -21,6 +21,7 @@ def get_base() -> ml_collections.ConfigDict:
   m.mlp_ratio = 4.0  # MLP hidden size / width
   m.patch_size = 4  # pixels of a token's side
   m.patch_frames = 1  # frames of a token
+  m.time_scale = 1000.0  # diffusion: of t in its embedding; DiT 1000, SiT 1
   m.dtype = 'float32'  # of the computation; parameters are float32
   m.scan_layers = False  # scan over the N layers: small programs, for TPU
   m.unroll_loops = False  # unroll the training loop: faster on CPU

@@ -35,6 +35,7 @@ RANGES = {
   'model.num_heads': (1, None),
   'model.patch_size': (1, None),
   'model.patch_frames': (1, None),
+  'model.time_scale': (1.0, None),
   'model.dropout': (0.0, 0.99),
   'objective.randomize_max_loops': (0, None),
   'objective.label_dropout': (0.0, 1.0),

@@ -117,6 +117,18 @@ def test_options_are_off_by_default_and_change_the_output(config, option):
   assert np.abs(base - changed).max() > 1e-3
 
 
+def test_time_scale_is_that_of_the_embedded_time(config):
+  model, params, (x, t, labels) = init(config)
+  params = noisy(params)
+  base, _ = apply(model, params, (x, t, labels), num_loops=2)
+  config.model.time_scale = 250.0
+  slow = build_model(config)
+  got, _ = apply(slow, params, (x, 4 * t, labels), num_loops=2)
+  np.testing.assert_allclose(got, base, atol=1e-5)
+  other, _ = apply(slow, params, (x, t, labels), num_loops=2)
+  assert np.abs(other - base).max() > 1e-3
+
+
 def test_loop_embedding_starts_as_the_plain_model(config):
   plain, params, inputs = init(config)
   config.model.loop_embedding = True

@@ -55,7 +55,9 @@ def _diffusion(config: Any, dtype: jnp.dtype) -> dict[str, Any]:
   patch = (m.patch_frames, m.patch_size, m.patch_size)
   tokens = grid(config)
   return {
-    'embed': blocks.DiTEmbed(tokens, patch, m.width, data.num_classes, dtype),
+    'embed': blocks.DiTEmbed(
+      tokens, patch, m.width, data.num_classes, dtype, m.time_scale
+    ),
     'layer': blocks.DiTBlock(m.width, m.num_heads, m.mlp_ratio, dtype),
     'head': blocks.DiTHead(tokens, patch, data.num_channels, dtype),
     'inputs': (

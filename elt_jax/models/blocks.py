@@ -31,6 +31,7 @@ class DiTEmbed(nn.Module):
     width: d.
     num_classes: label `num_classes` is the null class of guidance.
     dtype: dtype of the computation.
+    time_scale: sinusoids are of this times t.
   """
 
   grid: tuple[int, int, int]
@@ -38,6 +39,7 @@ class DiTEmbed(nn.Module):
   width: int
   num_classes: int
   dtype: Any = jnp.float32
+  time_scale: float = 1000.0
 
   @nn.compact
   def __call__(self, x: Array, t: Array, labels: Array) -> tuple[Array, Array]:
@@ -45,7 +47,8 @@ class DiTEmbed(nn.Module):
 
     Args:
       x: [b, h, w, c] image or [b, f, h, w, c] video, about unit scale.
-      t: [b] time in [0, 1], 0 is data and 1 is noise.
+      t: [b] time in [0, 1], as `Schedule.network_inputs` of the process gives
+        it: of most, 0 is data and 1 is noise.
       labels: [b] int32 in [0, num_classes].
 
     Returns:
@@ -68,7 +71,7 @@ class DiTEmbed(nn.Module):
     # this path, normal(0.02), starts with a class signal so faint that short
     # runs never learn it; here time and class start at comparable, order-one
     # size.
-    waves = layers.sinusoids(1000.0 * t, 256)
+    waves = layers.sinusoids(self.time_scale * t, 256)
     dense = functools.partial(
       Dense,
       (self.width,),
