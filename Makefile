@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: venv quickstart masked video test lint format bench ablation \
-  compile-check test-slow test-parity goldens
+  compile-check test-slow test-parity goldens notebooks
 
 venv: $(READY)
 
@@ -75,6 +75,15 @@ test-parity: $(PARITY)/.ready
 # The small files of tests/goldens/ that other libraries made.
 goldens: $(PARITY)/.ready
 	$(PARITY)/bin/python tests/parity/make_goldens.py
+
+# The three of launch/colab/, executed on the CPU with shrunk settings.
+$(VENV)/.ready-notebooks: $(READY) requirements-notebooks.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -r requirements-notebooks.txt
+	touch $@
+
+notebooks: $(VENV)/.ready-notebooks
+	JAX_PLATFORMS=cpu $(BIN)/python -m pytest -n 2 tests/notebooks
 
 lint: venv
 	$(BIN)/ruff check .
