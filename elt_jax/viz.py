@@ -65,12 +65,15 @@ def save_png(path: epath.PathLike, picture: np.ndarray, scale: int = 1) -> None:
 
 
 def save_figure(
-  figure: Any, path: epath.PathLike | IO[bytes], dpi: int
+  figure: Any, path: epath.PathLike | IO[bytes], dpi: int, photos: bool = False
 ) -> None:
   """Writes a matplotlib figure as a PNG of 128 colours.
 
-  It looks the same and has a third of the size.
+  It looks the same and has a third of the size, unless there are `photos` in
+  it: with those all colours are kept.
   """
+  if photos:
+    return figure.savefig(path, format='png', dpi=dpi)
   rendered = io.BytesIO()
   figure.savefig(rendered, format='png', dpi=dpi)
   with Image.open(rendered) as picture:
@@ -162,7 +165,7 @@ def elastic_figure(
     fontsize=10,
   )
   _strips(bottom, labels, pictures)
-  save_figure(figure, path, dpi=110)
+  save_figure(figure, path, dpi=110, photos=pictures.shape[-1] == 3)
 
 
 def _strips(figure: Any, labels: list[int | str], pictures: np.ndarray) -> None:

@@ -250,10 +250,10 @@ def test_report_is_written_and_the_figure_holds_every_row(tmp_path):
   with Image.open(paths[2]) as file:
     assert file.size[0] > 1000
   with Image.open(paths[1]) as file:
-    figure = np.asarray(file.convert('RGB'))
+    figure = np.asarray(file.convert('RGB')).astype(int)
   assert figure.shape[1] > 800
-  # Three strips of bright samples.
-  assert (figure[..., :3] == 200).all(-1).sum() > 3 * 12 * 8 * 8
+  # Three strips of bright samples, in one of few colours.
+  assert (abs(figure - 200) < 4).all(-1).sum() > 3 * 12 * 8 * 8
   text = elastic.table(report())
   assert '0.900' in text and 'floor' in text and '9.00 ± 0.50' in text
 
