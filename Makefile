@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: venv quickstart masked video test lint format bench ablation \
-  compile-check test-slow test-parity goldens notebooks
+  compile-check test-slow test-parity goldens notebooks gallery frontier
 
 venv: $(READY)
 
@@ -50,6 +50,32 @@ video: venv
 	  --loops=1,2,3,4,6 --num=500
 	$(BIN)/python -m elt_jax.sample --workdir=runs/moving_mnist_masked \
 	  --loops=1,2,3 --num=10 --scale=3 --out=runs/moving_mnist_masked/loops.gif
+
+# The pictures of README.md, gallery/, but for frontier.png: an hour on two
+# cores. The same checkpoints once more, where they are trained already.
+gallery: quickstart masked video
+	$(BIN)/python -m elt_jax.train --config=configs/mnist_diffusion.py \
+	  --config.objective.exits=none --workdir=runs/quickstart_vanilla
+	cp runs/quickstart/elastic.png gallery/elastic.png
+	$(BIN)/python -m elt_jax.film --workdir=runs/quickstart --rows=4 \
+	  --out=gallery/film.png
+	$(BIN)/python -m elt_jax.film --workdir=runs/quickstart_vanilla --rows=4 \
+	  --out=gallery/film_vanilla.png
+	$(BIN)/python -m elt_jax.sample --workdir=runs/mnist_masked \
+	  --loops=1,2,3 --num=12 --out=gallery/masked.png
+	$(BIN)/python -m elt_jax.sample --workdir=runs/moving_mnist_masked \
+	  --loops=1,2,3 --num=1 --out=gallery/clips.png
+
+# gallery/frontier.png: two hours more. A point is never measured twice.
+frontier: venv
+	$(BIN)/python -m elt_jax.train --config=configs/mnist_diffusion.py:long \
+	  --workdir=runs/quickstart_long
+	$(BIN)/python -m elt_jax.calibrate --workdir=runs/quickstart_long \
+	  --budget=0.5
+	$(BIN)/python -m elt_jax.frontier --workdir=runs/quickstart_long \
+	  --loops=1,2,3,4,8,mid-peak,converge,calibrated:0.5 \
+	  --guidances=cfg:1.4,cfg_shallow:1.4,exit:4,exit:6,none
+	cp runs/quickstart_long/frontier.png gallery/frontier.png
 
 test: venv
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow"
