@@ -157,7 +157,7 @@ def elastic_figure(
     axes[0].axvspan(
       trained, max(loops), color='0.92', zorder=0, label='beyond L_max'
     )
-  axes[0].legend(loc='center right', fontsize=8)
+  axes[0].legend(loc='best', fontsize=8)
   top.suptitle(
     f'One checkpoint, step {recipe["checkpoint_step"]}; '
     f'{recipe["num_samples"]} samples, {recipe["num_steps"]} steps, '
@@ -256,19 +256,18 @@ def loss_figure(
   from matplotlib.figure import Figure
 
   names = {
-    'train/gt_final': 'teacher on the data',
-    'train/gt_exit': 'student on the data',
-    'train/distill': 'student on the teacher',
-    'train/loss': 'loss',
+    'train/gt_final': ('teacher on the data', 'tab:blue'),
+    'train/gt_exit': ('student on the data', 'tab:orange'),
+    'train/distill': ('student on the teacher', 'tab:green'),
+    'train/loss': ('loss', 'black'),
   }
   figure = Figure(figsize=(8, 3.5), layout='constrained')
   axis = figure.subplots()
-  for name, label in names.items():
+  for name, (label, color) in names.items():
     have = [record for record in records if name in record]
     if have:
       steps = [record['step'] for record in have]
       values = [record[name] for record in have]
-      color = 'black' if name == 'train/loss' else None
       axis.plot(steps, values, label=label, lw=1.5, color=color)
   axis.set_xlim(0, num_steps)
   axis.set_yscale('log')

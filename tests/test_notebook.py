@@ -236,3 +236,21 @@ def test_other_devices_are_named(monkeypatch):
   chip = types.SimpleNamespace(device_kind='TPU v5 lite', platform='tpu')
   monkeypatch.setattr(notebook.jax, 'devices', lambda: [chip] * 4)
   assert notebook.runtime().startswith('TPU: 4 x TPU v5 lite; jax ')
+
+
+def test_the_loss_is_drawn_with_the_terms_there_are():
+  colours = {'final': (31, 119, 180), 'exit': (255, 127, 14)}
+
+  def drawn(names):
+    values = {name: i + 1.0 for i, name in enumerate(names)}
+    records = [{'step': step} | values for step in (5, 10)]
+    picture = io.BytesIO()
+    viz.loss_figure(records, 20, picture)
+    with Image.open(picture) as png:
+      pixels = np.asarray(png.convert('RGB')).astype(int)
+    near = lambda colour: np.abs(pixels - colour).max(-1) < 30
+    return [name for name, colour in colours.items() if near(colour).any()]
+
+  assert drawn([]) == []
+  assert drawn(['train/loss', 'train/gt_final']) == ['final']
+  assert drawn(['train/gt_exit', 'train/gt_final']) == ['final', 'exit']
