@@ -118,6 +118,16 @@ class Checkpoints:
       force=True,
     )
 
+  def save_ema(self, ema: Any) -> None:
+    """Writes averaged parameters alone, as step 0: of use to sampling only."""
+    self._manager.save(
+      0,
+      args=ocp.args.Composite(
+        ema=ocp.args.StandardSave(ema),
+        meta=ocp.args.JsonSave({'format': FORMAT, 'jax': jax.__version__}),
+      ),
+    )
+
   def restore(self, like: TrainState) -> tuple[TrainState, int] | None:
     """The newest readable state and the loader's position; None if none.
 

@@ -33,8 +33,17 @@ def loop_counts(config: Any) -> list[int]:
 
 
 def load_reference(draw: Draw) -> Reference:
-  """What the samples of `draw` are measured against: both splits."""
+  """What the samples of `draw` are measured against: both splits.
+
+  Raises:
+    ValueError: if the data set is not known, as of public weights.
+  """
   pixels = pixel_config(draw)
+  if not pixels.data.source:
+    raise ValueError(
+      'The images this model was trained on are not here to measure against: '
+      'give --metrics=fid,is,pr with a --reference.'
+    )
   train, test = (
     sources.in_memory(sources.load_source(pixels, split))
     for split in sources.SPLITS
@@ -100,8 +109,8 @@ def evaluate(
     uint8 [len(loops), 12, h, w, c] samples, or [len(loops), 2, f, h, w, c].
     For 'telemetry' see `evals.telemetry`.
   """
-  telemetry = {'sampling': of_sampling(draw, params, min(num, _PROBED), seed)}
   reference = load_reference(draw)
+  telemetry = {'sampling': of_sampling(draw, params, min(num, _PROBED), seed)}
   rows, pictures = [], []
   for schedule in loops:
     row, samples = measure(
