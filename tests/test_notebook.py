@@ -104,6 +104,10 @@ def test_clips_play_and_lie_in_strips():
   assert rows.suffixes(config) == ('.png', *SUFFIXES)
   strip = rows.lay_out(samples, ['L = 1'], ['a', 'b'], 1, wrap=True)
   assert strip.shape == (2 * 12, 3 * 10 + 2, 3)
+  images = samples[:, :, 0].repeat(2, 1)
+  wide = rows.lay_out(images, ['L = 1'], list('abcd'), 1)
+  square = rows.lay_out(images, ['L = 1'], list('abcd'), 1, wrap=True)
+  assert wide.shape == (12, 42, 3) and square.shape == (22, 22, 3)
   frames = rows.lay_out(samples, ['L = 1'], ['a', 'b'], 1, plays=True)
   assert frames.ndim == 4 and len(frames) == 3
   with Image.open(io.BytesIO(notebook.encode(frames))) as gif:
@@ -155,6 +159,13 @@ def test_training_shows_itself_and_goes_on(page, tmp_path, monkeypatch, capsys):
   config.train.log_every_steps, config.checkpoint.every_steps = 3, 3
   workdir = str(tmp_path / 'run')
   real, stopped = train.train, []
+  plotted, figure = [], viz.loss_figure
+
+  def spy(records, num_steps, path):
+    plotted.append([r['step'] for r in records])
+    figure(records, num_steps, path)
+
+  monkeypatch.setattr(viz, 'loss_figure', spy)
 
   def stops(config, workdir, on_log):
     """As if interrupted after step 6."""
@@ -177,6 +188,8 @@ def test_training_shows_itself_and_goes_on(page, tmp_path, monkeypatch, capsys):
   notebook.train(config, workdir)
   steps = [r['step'] for r in writers.read(tmp_path / 'run' / 'logs')]
   assert steps == [3, 6, 9, 12]
+  # From the checkpoint of step 3 on: step 6 was logged twice.
+  assert plotted[-1] == steps and [3, 6] in plotted
   words = [value for value in page if isinstance(value, str)]
   assert words[-1].startswith('Step 12 of 12, loss') and 'left' not in words[-1]
   plots = [value for value in page if isinstance(value, bytes)]
