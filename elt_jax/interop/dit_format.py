@@ -45,7 +45,7 @@ _PROCESS = {
     'schedule': 'interpolant',
     'prediction': 'velocity',
     'weighting': 'velocity',
-    # All but the whole line.
+    # u from 6e-6 to 1 - 6e-6, for SiT's 0 to 1.
     'logsnr_min': -24.0,
     'logsnr_max': 24.0,
   },
@@ -134,8 +134,7 @@ def _config(
       'time_scale': {'dit': 1000.0, 'sit': 1.0}[kind],
     }
   )
-  c.objective.update({'exits': 'none', 'label_dropout': 0.1})
-  c.objective.update(_PROCESS[kind])
+  c.objective.update({'exits': 'none'} | _PROCESS[kind])
   c.data.update(
     {
       'source': 'latents:',
