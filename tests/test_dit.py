@@ -23,6 +23,7 @@ from elt_jax.samplers.diffusion import (
 )
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.plan import build_plan
+from elt_jax.tokenizers import autoencoder
 from elt_jax.torch_files import read_state_dict
 from tests.commands import ROOT, call, picture_size
 from tests.helpers import ONE_DEVICE
@@ -132,6 +133,8 @@ def workdir(tmp_path_factory):
 
 def test_sample_takes_the_workdir(workdir, tensors, tmp_path):
   assert config_lib.load(workdir).objective.schedule == 'interpolant'
+  kept = autoencoder.load(workdir / 'tokenizer')
+  assert kept.shape == (8, 8, 4) and kept.config.data.num_classes == 4
   draw, params, step = sample.load(str(workdir), 2, num_steps=3)
   assert step == 0
   got = draw(params, [0, 3], 1, seed=0)
@@ -208,6 +211,13 @@ def change(tensors, **changes):
 def test_arrays_that_do_not_fit_are_named(tensors, changes, message):
   with pytest.raises(ValueError, match=message):
     converted(change(tensors, **changes), 'dit')
+
+
+def test_an_autoencoder_of_other_latents_is_refused(tensors):
+  config, _ = converted(tensors, 'dit')
+  config.data.num_channels = 3
+  with pytest.raises(ValueError, match='of 4 channels, the model takes 3'):
+    dit.load_autoencoder(VAE, config)
 
 
 def test_heads_of_unpublished_widths_must_be_given(tensors):
