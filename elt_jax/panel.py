@@ -6,9 +6,10 @@ they make is shown once.
 
 import dataclasses
 import html
-import pathlib
+import math
 from typing import Any
 
+from etils import epath
 import numpy as np
 
 from elt_jax import notebook, rows, video
@@ -73,13 +74,13 @@ class Studio:
       draw: of a generator.
       params: its averaged parameters.
       num: samples of a picture.
-      directory: where pictures are saved.
+      directory: where pictures are saved, also gs://...
     """
     self.config = draw.config
     self._draws = {draw.config.sample.num_steps: draw}
     self._params = params
     self._num = num
-    self._directory = pathlib.Path(directory)
+    self._directory = epath.Path(directory)
 
   def draw(self, settings: Settings) -> Row:
     """`num` samples, whose seconds leave out compiling.
@@ -112,13 +113,14 @@ class Studio:
   def picture(self, settings: Settings, row: Row, plays: bool) -> np.ndarray:
     """uint8 [(f,) H, W, 3]; `plays` is of clips, in place of film strips."""
     scale = -(-_SIDE // self.config.data.image_size)
-    columns = [f'seed {settings.seed}, {i}' for i in range(len(row.samples))]
-    names = [f'L = {settings.loops}']
-    return rows.lay_out(
-      row.samples[None], names, columns, scale, wrap=True, plays=plays
-    )
+    if not plays:
+      return rows.lay_out(row.samples[None], [], [], scale, wrap=True)
+    samples = _square(row.samples)
+    names, columns = ([''] * n for n in samples.shape[:2])
+    columns[0] = f'L = {settings.loops}'
+    return rows.lay_out(samples, names, columns, scale, plays=True)
 
-  def save(self, settings: Settings, row: Row, suffix: str) -> pathlib.Path:
+  def save(self, settings: Settings, row: Row, suffix: str) -> epath.Path:
     """Writes the samples; the name says the settings. `suffix` as '.png'."""
     s = settings
     name = (
@@ -133,6 +135,13 @@ class Studio:
   def suffixes(self) -> tuple[str, ...]:
     """Of the files that `save` writes."""
     return rows.suffixes(self.config)
+
+
+def _square(clips: np.ndarray) -> np.ndarray:
+  """uint8 [n, ...] -> [rows, columns, ...] as a square, ended in grey."""
+  side = math.ceil(math.sqrt(len(clips)))
+  empty = np.full((-len(clips) % side, *clips.shape[1:]), 128, np.uint8)
+  return np.concatenate([clips, empty]).reshape(-1, side, *clips.shape[1:])
 
 
 def show(studio: Studio, settings: Settings) -> 'Panel | None':
@@ -172,24 +181,32 @@ class Panel:
     self._studio = studio
     self.controls = _controls(widgets, studio.config, settings)
     plays = len(studio.suffixes) > 1
-    self.picture = widgets.Image(format='gif' if plays else 'png')
+    self.picture = widgets.Image(
+      format='gif' if plays else 'png',
+      # As large as it is, or as there is room for: never out of shape.
+      layout={'object_fit': 'contain', 'max_width': '100%'},
+    )
     self.caption, self.message = widgets.HTML(), widgets.HTML()
     self.buttons = {
-      suffix: widgets.Button(description=f'Save {suffix}', disabled=True)
+      suffix: widgets.Button(
+        description=f'Save {suffix}', disabled=True, layout={'width': '106px'}
+      )
       for suffix in studio.suffixes
     }
     for control in self.controls.values():
       control.observe(lambda change: self._refresh(), names='value')
     for suffix, button in self.buttons.items():
       button.on_click(lambda _, suffix=suffix: self._save(suffix))
-    left = [*self.controls.values(), widgets.HBox([*self.buttons.values()])]
-    self.widget = widgets.HBox(
+    buttons = widgets.HBox([*self.buttons.values()])
+    left = [*self.controls.values(), buttons, self.caption]
+    beside = widgets.HBox(
       [
-        widgets.VBox([*left, self.message]),
-        self.picture,
-        self.caption,
-      ]
+        widgets.VBox(left, layout={'flex': '0 0 350px'}),
+        widgets.VBox([self.picture], layout={'align_items': 'flex-start'}),
+      ],
+      layout={'align_items': 'flex-start'},
     )
+    self.widget = widgets.VBox([beside, self.message])
     self._refresh()
 
   def _refresh(self) -> None:

@@ -116,6 +116,24 @@ def test_clips_play_and_lie_in_strips():
     assert png.format == 'PNG' and png.size == strip.shape[1::-1]
 
 
+def test_clips_of_the_panel_play_in_a_square():
+  config = tiny_config()
+  config.data.num_frames = 2
+  draw = types.SimpleNamespace(config=config)
+  studio = panel.Studio(draw, None, 3, '')
+  clips = np.arange(3, dtype=np.uint8)[:, None, None, None, None] * 90
+  clips = clips + np.zeros((3, 2, 8, 8, 1), np.uint8)
+  row = rows.Row(clips, [], 1.0, 1.0)
+  settings = panel.settings_of(draw, loops=2)
+  frames = studio.picture(settings, row, plays=True)
+  assert len(frames) == 2
+  middle = lambda value: np.mean(np.nonzero(frames[0] == value), 1)[:2]
+  (y, x), (below, left) = middle(90), middle(180)  # The second, the third.
+  np.testing.assert_allclose((below - y, x - left), 100, atol=1)
+  strip = studio.picture(settings, row, plays=False)
+  assert strip.shape == (12 * 3 * 12, 12 * 22, 3)
+
+
 @pytest.fixture
 def page(monkeypatch):
   """What a notebook would show, with IPython's functions in its place."""
