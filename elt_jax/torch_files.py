@@ -78,7 +78,7 @@ class _Tensor(NamedTuple):
 
 
 def _tensor(storage, offset, shape, stride, *rest: Any) -> _Tensor:
-  """In place of torch._utils._rebuild_tensor_v2."""
+  """In place of torch._utils._rebuild_tensor, before PyTorch 0.4, and _v2."""
   if not isinstance(storage, _Storage):
     raise _Refused('a tensor has no storage.')
   return _Tensor(storage, int(offset), tuple(shape), tuple(stride))
@@ -95,6 +95,7 @@ class _Unpickler(pickle.Unpickler):
   def find_class(self, module: str, name: str) -> Any:
     known = {
       ('collections', 'OrderedDict'): collections.OrderedDict,
+      ('torch._utils', '_rebuild_tensor'): _tensor,
       ('torch._utils', '_rebuild_tensor_v2'): _tensor,
       ('torch._utils', '_rebuild_parameter'): _parameter,
     }
@@ -117,6 +118,8 @@ def _read_zip(path: pathlib.Path) -> Any:
   with zipfile.ZipFile(path) as archive:
     (data,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
     root = data.removesuffix('data.pkl')
+    if f'{root}constants.pkl' in archive.namelist():
+      raise _Refused('it is a TorchScript program, and no state dict.')
     order = f'{root}byteorder'
     if order in archive.namelist() and archive.read(order) != b'little':
       raise _Refused('it is of a big-endian machine.')

@@ -11,7 +11,7 @@ import numpy as np
 from elt_jax import mesh as mesh_lib
 from elt_jax import optim, sharding, train_state
 from elt_jax.config import sample_shape
-from elt_jax.evals import inception_network
+from elt_jax.evals import i3d_network, inception_network
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.tokenizers.vqgan import token_grid
@@ -158,16 +158,26 @@ def init_masked(config):
   return model, noisy(initial(model), 0.3)
 
 
-def inception_weights():
-  """Arrays of the shapes of FID's Inception, seeded by their names."""
+def seeded_weights(shapes):
+  """Arrays of these (name, shape)s, seeded by their names."""
   found = {}
-  for name, shape in inception_network.shapes():
+  for name, shape in shapes:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     if name.endswith('.bn.running_var') or name.endswith('.bn.weight'):
       value = rng.uniform(0.5, 1.5, shape)
-    elif '.bn.' in name:
+    elif len(shape) == 1:
       value = rng.normal(0, 0.1, shape)
     else:  # Outputs as large as inputs, after a ReLU.
       value = rng.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
     found[name] = value.astype(np.float32)
   return found
+
+
+def inception_weights():
+  """Of FID's Inception."""
+  return seeded_weights(inception_network.shapes())
+
+
+def i3d_weights():
+  """Of FVD's I3D."""
+  return seeded_weights(i3d_network.shapes())

@@ -185,6 +185,7 @@ def test_modules_import_only_from_those_before_them():
   order = [
     'files',
     'torch_files',
+    'pickled_arrays',
     'validation',
     'config',
     'mesh',

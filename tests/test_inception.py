@@ -44,23 +44,6 @@ def test_features_are_those_of_torch_fidelity(weights, golden):
   np.testing.assert_allclose(grey.pool[8], three.pool[0], rtol=1e-4, atol=1e-5)
 
 
-def test_resizing_is_that_of_tensorflow_1():
-  """By its definition, pixel by pixel."""
-  image = np.random.default_rng(0).normal(size=(1, 7, 500, 1))
-  got = np.asarray(inception.resize(image.astype(np.float32)))
-  for y, x in ((0, 0), (150, 17), (298, 298), (298, 1)):
-    top, left = y * 7 / 299, x * 500 / 299
-    i, j = int(top), int(left)
-    below, right = min(i + 1, 6), min(j + 1, 499)
-    a, b = top - i, left - j
-    of = image[0, ..., 0]
-    upper = of[i, j] * (1 - b) + of[i, right] * b
-    lower = of[below, j] * (1 - b) + of[below, right] * b
-    want = upper * (1 - a) + lower * a
-    np.testing.assert_allclose(got[0, y, x, 0], want, rtol=1e-4, atol=1e-5)
-  assert got.shape == (1, 299, 299, 1)
-
-
 @pytest.mark.parametrize('suffix', ['safetensors', 'npz'])
 def test_weights_are_read_from_files(weights, tmp_path, suffix):
   path = tmp_path / f'x.{suffix}'

@@ -109,6 +109,23 @@ def test_a_tensor_beyond_its_storage_is_refused(
     read(pickled(offset, size, stride), stored)
 
 
+def test_tensors_of_before_pytorch_0_4_are_read(tmp_path):
+  """Theirs had no gradients and hooks to be made with."""
+  old = pickled(1, 2, 1).replace(b'_v2', b'').replace(b'\x89}tRs.', b'tRs.')
+  path = in_zip(tmp_path / 'x.pth', old)
+  with zipfile.ZipFile(path, 'a') as archive:
+    archive.writestr('archive/data/0', np.arange(3, dtype='<f4').tobytes())
+  np.testing.assert_array_equal(torch_files.read_state_dict(path)['a'], [1, 2])
+
+
+def test_programs_are_refused(tmp_path):
+  path = in_zip(tmp_path / 'x.pt', pickled(1, 2, 1))
+  with zipfile.ZipFile(path, 'a') as archive:
+    archive.writestr('archive/constants.pkl', pickle.dumps(()))
+  with pytest.raises(ValueError, match='it is a TorchScript program'):
+    torch_files.read_state_dict(path)
+
+
 def test_what_is_no_state_dict_is_refused(tmp_path):
   path = in_zip(tmp_path / 'x.pth', pickle.dumps([1, 2]))
   with pytest.raises(ValueError, match='does not hold a state dict'):

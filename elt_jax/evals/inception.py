@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elt_jax import files, torch_files
 from elt_jax.evals import inception_network as network
+from elt_jax.evals import resize, weights
 from elt_jax.tokenizers.pretrained import digest_of, in_batches
 
 Array = jax.Array
@@ -46,25 +46,8 @@ def load(path: str | pathlib.Path) -> Params:
     ValueError: if the file is missing or unreadable, or an array is missing or
       of another shape.
   """
-  path = pathlib.Path(path)
-  if not path.is_file():
-    raise ValueError(f'--inception: there is no file {path}.')
-  if path.suffix == '.safetensors':
-    arrays = files.read_safetensors(path)
-  elif path.suffix == '.npz':
-    arrays = files.read_npz(path)
-  else:
-    arrays = torch_files.read_state_dict(path)
-  found = {}
-  for name, shape in network.shapes():
-    if name not in arrays or arrays[name].shape != shape:
-      got = arrays[name].shape if name in arrays else 'missing'
-      raise ValueError(
-        f'{path} is not the Inception of FID: {name} is {got}, expected '
-        f'{shape}.'
-      )
-    found[name] = np.asarray(arrays[name], np.float32)
-  return found
+  arrays = weights.read(path, 'inception')
+  return weights.fitting(arrays, network.shapes(), path, 'the Inception of FID')
 
 
 class Inception:
@@ -96,21 +79,5 @@ class Inception:
 
 def scaled(images: Array) -> Array:
   """uint8 [n, h, w, 3] -> float32 [n, 299, 299, 3], what the network takes."""
-  return (resize(images.astype(jnp.float32)) - 128) / 128
-
-
-def resize(images: Array) -> Array:
-  """[n, h, w, c] -> [n, 299, 299, c], bilinear, as TensorFlow 1 does it.
-
-  Its pixel i lies at i * size / 299 of the image: no half pixels, no filter.
-  """
-  for axis in (1, 2):
-    size = images.shape[axis]
-    at = np.arange(SIDE) * (size / SIDE)
-    low = np.floor(at).astype(int)
-    high = np.minimum(low + 1, size - 1)
-    part = (at - low).astype(np.float32)
-    part = part.reshape(-1, *(1,) * (3 - axis))
-    take = functools.partial(jnp.take, images, axis=axis)
-    images = take(low) * (1 - part) + take(high) * part
-  return images
+  x = resize.bilinear(images.astype(jnp.float32), SIDE, 'TensorFlow 1')
+  return (x - 128) / 128

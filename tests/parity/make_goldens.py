@@ -11,6 +11,8 @@ import pathlib
 import sys
 import types
 
+from cdfvd.third_party.i3d.pytorch_i3d import InceptionI3d
+from cdfvd.third_party.i3d.utils import preprocess_i3d
 import diffusers
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ TESTS = pathlib.Path(__file__).resolve().parent.parent
 GOLDENS = TESTS / 'goldens'
 sys.path[:0] = [str(TESTS.parent), str(TESTS)]
 
-from helpers import inception_weights  # noqa: E402  It is beside this one.
+from helpers import i3d_weights, inception_weights  # noqa: E402  Beside this.
 
 
 def sd_vae() -> None:
@@ -262,8 +264,40 @@ def fidelity_inception(path: pathlib.Path) -> torch.nn.Module:
   ).eval()
 
 
+def i3d() -> None:
+  """i3d.npz: logits of two clips by cd-fvd's network, and its arrays' names."""
+  clips = np.random.default_rng(0).integers(
+    0, 256, (2, 10, 20, 28, 3), np.uint8
+  )
+  network = cdfvd_i3d(i3d_weights())
+  with torch.no_grad():
+    logits = network(preprocess_i3d(clips))
+  names = [
+    f'{name} {tuple(value.shape)}'
+    for name, value in network.state_dict().items()
+    if not name.endswith('num_batches_tracked')
+  ]
+  np.savez_compressed(
+    GOLDENS / 'i3d.npz', clips=clips, logits=logits.numpy(), names=names
+  )
+
+
+def cdfvd_i3d(weights: dict[str, np.ndarray]) -> torch.nn.Module:
+  """cd-fvd's network of these weights, with TensorFlow's eps."""
+  network = InceptionI3d(400, in_channels=3).eval()
+  tensors = {name: torch.from_numpy(value) for name, value in weights.items()}
+  missing, unknown = network.load_state_dict(tensors, strict=False)
+  assert not unknown
+  assert all(name.endswith('num_batches_tracked') for name in missing)
+  for module in network.modules():
+    if isinstance(module, torch.nn.BatchNorm3d):
+      module.eps = 1e-3
+  return network
+
+
 if __name__ == '__main__':
   sd_vae()
   state_dicts()
   inception()
   dit()
+  i3d()
