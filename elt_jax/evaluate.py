@@ -11,7 +11,7 @@ With --task=predict:8 (or interpolate:4, see elt_jax.sample) clips of the test
 split give their frames and a masked model draws the others, beside clips that
 are drawn with nothing given and pasted in: predict-8.json, predict-8.png.
 
-With --metrics=fid,sfid,is,pr, samples are measured as OpenAI's evaluation suite
+With --metrics=fid,sfid,is,pr, images are measured as OpenAI's evaluation suite
 does, in metrics.json, a row of which is never measured twice:
 
     python -m elt_jax.evaluate --workdir=runs/8Nx4L --num=50000 --loops=1,2,4 \\
@@ -19,7 +19,15 @@ does, in metrics.json, a row of which is never measured twice:
         --inception=pt_inception-2015-12-05-6726825d.pth
 
 --inception is the file of mseitzer/pytorch-fid; --save_samples keeps what is
-drawn, for the suite itself.
+drawn, for the suite itself. Clips have an FVD, by MAGVIT's protocol, StyleGAN-V's
+or, without --protocol, of --num samples:
+
+    python -m elt_jax.evaluate --workdir=runs/ucf101_6Nx4L --loops=1,2,4,6 \\
+        --metrics=fvd --protocol=magvit --i3d=i3d-kinetics-400.ckpt
+
+It is against the training set, whose features are kept in the workdir,
+fvd-magvit.npz, for other runs' --reference. `evals/i3d.py` says which files of
+I3D there are.
 
 With --multihost every host of a slice runs this command, on a workdir that all
 of them reach; host 0 writes.
@@ -36,10 +44,21 @@ from etils import epath
 
 from elt_jax import cli, hosts, sample
 from elt_jax import config as config_lib
-from elt_jax.evals import adm, elastic, fid, inception, reconstruction, tasks
+from elt_jax.evals import (
+  adm,
+  elastic,
+  fid,
+  fvd,
+  i3d,
+  inception,
+  metrics,
+  reconstruction,
+  tasks,
+)
 
-# Flags of --metrics.
-_OF_METRICS = ('reference', 'inception', 'unequal', 'save_samples')
+# Flags of --metrics, and those that are of images or of clips alone.
+_OF_METRICS = ('reference', 'unequal', 'save_samples')
+_OF_IMAGES, _OF_CLIPS = ('inception',), ('protocol', 'i3d')
 
 
 def main(args: flags.FlagValues) -> None:
@@ -55,17 +74,30 @@ def main(args: flags.FlagValues) -> None:
         f'--{given[0]} is of samples, and {workdir} is a tokenizer.'
       )
     return evaluate_tokenizer(workdir)
-  draw, params, step = sample.load(workdir, args.num, **cli.sampling(args))
+  num = _num(args)
+  draw, params, step = sample.load(workdir, num, **cli.sampling(args))
   counts = elastic.loop_counts(draw.config)
   schedules, refined = sample.requested(args, draw, workdir, counts)
   if args.metrics:
     if refined or args.task or args.commit:
       raise ValueError('--metrics: no --refine, --task or --commit beside it.')
-    report = evaluate_metrics(args, draw, params, step, schedules)
-    path = epath.Path(workdir) / fid.REPORT
-    return _finish(fid.table(report), lambda: [path])
-  if given := [name for name in _OF_METRICS if args[name].present]:
-    raise ValueError(f'--{given[0]} is of --metrics=fid,is,pr.')
+    pixels = elastic.pixel_config(draw)
+    measure = (_clips if pixels.data.num_frames > 1 else _images)(args, pixels)
+    report = metrics.evaluate(
+      draw,
+      params,
+      step,
+      workdir,
+      schedules,
+      measure,
+      num,
+      args.seed,
+      args.save_samples,
+    )
+    path = epath.Path(workdir) / metrics.REPORT
+    return _finish(metrics.table(report), lambda: [path])
+  if given := _given(args, *_OF_METRICS, *_OF_IMAGES, *_OF_CLIPS):
+    raise ValueError(f'--{given[0]} is of --metrics.')
   if args.task:
     if refined:
       raise ValueError('--refine and --task do not go together.')
@@ -83,33 +115,64 @@ def main(args: flags.FlagValues) -> None:
   _finish(elastic.table(report), write)
 
 
-def evaluate_metrics(
-  args: flags.FlagValues, draw: Any, params: Any, step: int, schedules: Any
-) -> dict[str, Any]:
-  """The report of --metrics."""
-  fid.check_metrics(args.metrics)
-  d = elastic.pixel_config(draw).data
-  if d.num_frames > 1 or d.num_channels not in (1, 3):
+def _given(args: flags.FlagValues, *names: str) -> list[str]:
+  return [name for name in names if args[name].present]
+
+
+def _protocol(args: flags.FlagValues) -> fvd.Protocol:
+  if args.protocol:
+    return fvd.PROTOCOLS[args.protocol]
+  return fvd.Protocol('', args.num)
+
+
+def _num(args: flags.FlagValues) -> int:
+  """Samples of a row.
+
+  Raises:
+    ValueError: if --protocol says how many there are, and so does --num.
+  """
+  protocol = _protocol(args)
+  num = protocol.num * protocol.repeats
+  if args.protocol and args['num'].present:
     raise ValueError(
-      f'--metrics is of images, and {args.workdir} draws {d.num_frames} frames '
-      f'of {d.num_channels} channels.'
+      f'--protocol={args.protocol} takes {num} samples: leave --num out.'
     )
-  file = adm.Reference(cli.required(args, 'reference'))
-  if not args.unequal:
+  return num
+
+
+def _images(args: flags.FlagValues, pixels: Any) -> fid.Images:
+  """The metrics of a model of images."""
+  metrics.check_names(args.metrics, fid.METRICS, 'images')
+  if given := _given(args, *_OF_CLIPS):
+    raise ValueError(f'--{given[0]} is of clips, and the model draws images.')
+  if pixels.data.num_channels not in (1, 3):
+    raise ValueError(
+      f'--metrics is of 1 or 3 channels, and {args.workdir} draws '
+      f'{pixels.data.num_channels}.'
+    )
+  file = None
+  if args.reference or args.metrics != ['is']:
+    file = adm.Reference(cli.required(args, 'reference'))
+  if file and not args.unequal:
     fid.check_count(file, args.metrics, args.num)
   network = inception.Inception(inception.load(cli.required(args, 'inception')))
-  recipe = fid.make_recipe(
-    draw, step, args.num, args.seed, args.metrics, file, network
-  )
-  return fid.evaluate(
-    draw,
-    params,
+  return fid.Images(args.metrics, file, network)
+
+
+def _clips(args: flags.FlagValues, pixels: Any) -> fvd.Fvd:
+  """The metrics of a model of clips."""
+  metrics.check_names(args.metrics, ('fvd',), 'clips')
+  if given := _given(args, *_OF_IMAGES):
+    raise ValueError(f'--{given[0]} is of images, and the model draws clips.')
+  protocol = _protocol(args)
+  weights = i3d.load(cli.required(args, 'i3d'))
+  return fvd.Fvd(
+    protocol,
+    i3d.I3D(weights, protocol.resizing),
+    pixels,
     args.workdir,
-    schedules,
-    network,
-    file,
-    recipe,
-    args.save_samples,
+    args.reference,
+    args.unequal,
   )
 
 
@@ -135,15 +198,26 @@ def _define(values: flags.FlagValues) -> None:
   cli.add_task(values)
   cli.add_multihost(values)
   flags.DEFINE_list(
-    'metrics', [], 'Some of fid,sfid,is,pr.', flag_values=values
+    'metrics',
+    [],
+    'Some of fid,sfid,is,pr, of images; fvd, of clips.',
+    flag_values=values,
   )
   for name, text in (
     ('reference', 'With --metrics: .npz with mu and sigma, or arr_0.'),
     ('inception', 'With --metrics: weights, .pth, .safetensors or .npz.'),
+    ('i3d', 'With --metrics=fvd: weights, .pt, .ckpt, .safetensors or .npz.'),
   ):
     flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_enum(
+    'protocol',
+    None,
+    list(fvd.PROTOCOLS),
+    'Of --metrics=fvd, in place of --num.',
+    flag_values=values,
+  )
   for name, text in (
-    ('unequal', 'FID of other numbers of samples and reference images.'),
+    ('unequal', 'FID, FVD of other numbers of samples than of the reference.'),
     ('save_samples', 'With --metrics: writes samples-LOOPS.npz, arr_0.'),
   ):
     flags.DEFINE_boolean(name, False, text, flag_values=values)

