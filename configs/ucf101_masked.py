@@ -92,7 +92,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     {
       'num_steps': _EPOCHS * _CLIPS // _BATCH_SIZE,
       'batch_size': _BATCH_SIZE,
-      # The whole batch at once needs 22 GiB of each of 8 chips; a v5e has 16.
+      # In halves, for chips of 16 GiB.
       'accumulate_steps': 2,
       'log_every_steps': 50,
       'sample_every_steps': 1000,

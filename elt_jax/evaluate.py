@@ -19,8 +19,8 @@ does, in metrics.json, a row of which is never measured twice:
         --inception=pt_inception-2015-12-05-6726825d.pth
 
 --inception is the file of mseitzer/pytorch-fid; --save_samples keeps what is
-drawn, for the suite itself. Clips have an FVD, by MAGVIT's protocol, StyleGAN-V's
-or, without --protocol, of --num samples:
+drawn, for the suite itself. Clips have an FVD, by the protocol of MAGVIT or of
+StyleGAN-V or, without --protocol, of --num samples:
 
     python -m elt_jax.evaluate --workdir=runs/ucf101_6Nx4L --loops=1,2,4,6 \\
         --metrics=fvd --protocol=magvit --i3d=i3d-kinetics-400.ckpt
