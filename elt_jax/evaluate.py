@@ -27,7 +27,7 @@ StyleGAN-V or, without --protocol, of --num samples:
 
 It is against the training set, whose features are kept in the workdir,
 fvd-magvit.npz, for other runs' --reference. `evals/i3d.py` says which files of
-I3D there are.
+I3D there are; --metrics=fvd,is takes C3D's besides, --c3d and --c3d_mean.
 
 With --multihost every host of a slice runs this command, on a workdir that all
 of them reach; host 0 writes.
@@ -46,6 +46,8 @@ from elt_jax import cli, hosts, sample
 from elt_jax import config as config_lib
 from elt_jax.evals import (
   adm,
+  c3d,
+  clip_score,
   elastic,
   fid,
   fvd,
@@ -58,7 +60,7 @@ from elt_jax.evals import (
 
 # Flags of --metrics, and those that are of images or of clips alone.
 _OF_METRICS = ('reference', 'unequal', 'save_samples')
-_OF_IMAGES, _OF_CLIPS = ('inception',), ('protocol', 'i3d')
+_OF_IMAGES, _OF_CLIPS = ('inception',), ('protocol', 'i3d', 'c3d', 'c3d_mean')
 
 
 def main(args: flags.FlagValues) -> None:
@@ -81,22 +83,11 @@ def main(args: flags.FlagValues) -> None:
   if args.metrics:
     if refined or args.task or args.commit:
       raise ValueError('--metrics: no --refine, --task or --commit beside it.')
-    pixels = elastic.pixel_config(draw)
-    measure = (_clips if pixels.data.num_frames > 1 else _images)(args, pixels)
-    report = metrics.evaluate(
-      draw,
-      params,
-      step,
-      workdir,
-      schedules,
-      measure,
-      num,
-      args.seed,
-      args.save_samples,
-    )
+    report = evaluate_metrics(args, draw, params, step, schedules, num)
     path = epath.Path(workdir) / metrics.REPORT
     return _finish(metrics.table(report), lambda: [path])
-  if given := _given(args, *_OF_METRICS, *_OF_IMAGES, *_OF_CLIPS):
+  of_metrics = _OF_METRICS + _OF_IMAGES + _OF_CLIPS
+  if given := [name for name in of_metrics if args[name].present]:
     raise ValueError(f'--{given[0]} is of --metrics.')
   if args.task:
     if refined:
@@ -115,8 +106,31 @@ def main(args: flags.FlagValues) -> None:
   _finish(elastic.table(report), write)
 
 
-def _given(args: flags.FlagValues, *names: str) -> list[str]:
-  return [name for name in names if args[name].present]
+def evaluate_metrics(
+  args: flags.FlagValues,
+  draw: Any,
+  params: Any,
+  step: int,
+  schedules: Any,
+  num: int,
+) -> dict[str, Any]:
+  """The report of --metrics."""
+  pixels = elastic.pixel_config(draw)
+  of_clips = pixels.data.num_frames > 1
+  if pixels.data.num_channels not in (1, 3):
+    raise ValueError(
+      f'--metrics is of 1 or 3 channels, and {args.workdir} draws '
+      f'{pixels.data.num_channels}.'
+    )
+  for name in _OF_IMAGES if of_clips else _OF_CLIPS:
+    if args[name].present:
+      kinds = ('images', 'clips') if of_clips else ('clips', 'images')
+      raise ValueError(f'--{name} is of %s, and the model draws %s.' % kinds)
+  measure = (_clips if of_clips else _images)(args, pixels)
+  save = args.save_samples
+  return metrics.evaluate(
+    draw, params, step, args.workdir, schedules, measure, num, args.seed, save
+  )
 
 
 def _protocol(args: flags.FlagValues) -> fvd.Protocol:
@@ -143,13 +157,6 @@ def _num(args: flags.FlagValues) -> int:
 def _images(args: flags.FlagValues, pixels: Any) -> fid.Images:
   """The metrics of a model of images."""
   metrics.check_names(args.metrics, fid.METRICS, 'images')
-  if given := _given(args, *_OF_CLIPS):
-    raise ValueError(f'--{given[0]} is of clips, and the model draws images.')
-  if pixels.data.num_channels not in (1, 3):
-    raise ValueError(
-      f'--metrics is of 1 or 3 channels, and {args.workdir} draws '
-      f'{pixels.data.num_channels}.'
-    )
   file = None
   if args.reference or args.metrics != ['is']:
     file = adm.Reference(cli.required(args, 'reference'))
@@ -159,21 +166,22 @@ def _images(args: flags.FlagValues, pixels: Any) -> fid.Images:
   return fid.Images(args.metrics, file, network)
 
 
-def _clips(args: flags.FlagValues, pixels: Any) -> fvd.Fvd:
+def _clips(args: flags.FlagValues, pixels: Any) -> metrics.Together:
   """The metrics of a model of clips."""
-  metrics.check_names(args.metrics, ('fvd',), 'clips')
-  if given := _given(args, *_OF_IMAGES):
-    raise ValueError(f'--{given[0]} is of images, and the model draws clips.')
-  protocol = _protocol(args)
-  weights = i3d.load(cli.required(args, 'i3d'))
-  return fvd.Fvd(
-    protocol,
-    i3d.I3D(weights, protocol.resizing),
-    pixels,
-    args.workdir,
-    args.reference,
-    args.unequal,
-  )
+  metrics.check_names(args.metrics, ('fvd', 'is'), 'clips')
+  protocol, measures = _protocol(args), []
+  if 'fvd' in args.metrics:
+    weights = i3d.load(cli.required(args, 'i3d'))
+    network = i3d.I3D(weights, protocol.resizing)
+    reference = args.reference, args.unequal
+    of_run = pixels, args.workdir
+    measures.append(fvd.Fvd(protocol, network, *of_run, *reference))
+  if 'is' in args.metrics:
+    weights = c3d.load(
+      cli.required(args, 'c3d'), cli.required(args, 'c3d_mean')
+    )
+    measures.append(clip_score.ClipScore(protocol, c3d.C3D(weights), pixels))
+  return metrics.Together(measures)
 
 
 def evaluate_tokenizer(workdir: str) -> None:
@@ -200,20 +208,22 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_list(
     'metrics',
     [],
-    'Some of fid,sfid,is,pr, of images; fvd, of clips.',
+    'Some of fid,sfid,is,pr, of images; of fvd,is, of clips.',
     flag_values=values,
   )
   for name, text in (
     ('reference', 'With --metrics: .npz with mu and sigma, or arr_0.'),
     ('inception', 'With --metrics: weights, .pth, .safetensors or .npz.'),
     ('i3d', 'With --metrics=fvd: weights, .pt, .ckpt, .safetensors or .npz.'),
+    ('c3d', 'With --metrics=is, of clips: conv3d_deepnetA_ucf.npz.'),
+    ('c3d_mean', 'With --c3d: mean2.npz.'),
   ):
     flags.DEFINE_string(name, None, text, flag_values=values)
   flags.DEFINE_enum(
     'protocol',
     None,
     list(fvd.PROTOCOLS),
-    'Of --metrics=fvd, in place of --num.',
+    'Of --metrics=fvd,is, in place of --num.',
     flag_values=values,
   )
   for name, text in (

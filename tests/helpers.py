@@ -11,7 +11,7 @@ import numpy as np
 from elt_jax import mesh as mesh_lib
 from elt_jax import optim, sharding, train_state
 from elt_jax.config import sample_shape
-from elt_jax.evals import i3d_network, inception_network
+from elt_jax.evals import c3d, i3d_network, inception_network
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.tokenizers.vqgan import token_grid
@@ -181,3 +181,12 @@ def inception_weights():
 def i3d_weights():
   """Of FVD's I3D."""
   return seeded_weights(i3d_network.shapes())
+
+
+def c3d_weights():
+  """Of the C3D of IS, and the mean of clips."""
+  found = seeded_weights(c3d.shapes())
+  found['conv1a/W'] /= 64  # Pixels are that large, and logits are not to be.
+  rng = np.random.default_rng(0)
+  mean = rng.uniform(80, 130, (3, 16, 128, 171)).astype(np.float32)
+  return found | {'mean': mean}

@@ -292,11 +292,14 @@ def test_each_column_is_of_its_own_features(tmp_path):
 @pytest.mark.parametrize(
   'args,message',
   [
-    (['--metrics=fid,kid'], 'must be some of fid,sfid,is,pr'),
-    (['--metrics=fvd'], 'of a model of images; got fvd'),
+    (
+      ['--metrics=fid,kid'],
+      'of a model of images must be some of fid,sfid,is,pr',
+    ),
+    (['--metrics=fvd'], 'each once; got fvd'),
     (['--metrics=fid', '--i3d=x.pt'], '--i3d is of clips'),
     (['--i3d=x.pt'], 'is of --metrics'),
-    (['--metrics=fid,fid'], 'each once, of a model of images; got fid,fid'),
+    (['--metrics=fid,fid'], 'each once; got fid,fid'),
     (['--metrics=fid', '--num=10'], 'Set --num=20, or give --unequal'),
     (['--metrics=fid', '--reference='], '--reference is required'),
     (['--metrics=fid', '--refine=rounds=1'], 'efine'),

@@ -8,8 +8,8 @@ Every paper counts other clips, and their numbers do not compare:
                  maskgvt_ucf101_config.py). TensorFlow 1's resize. UCF-101 is
                  trainlist01, and the ELT paper's table follows it.
     stylegan_v   2,048 samples against 2,048 clips (universome/stylegan-v:
-                 metric_main.py, fvd2048_16f). Frames are resized with half
-                 pixels.
+                 metric_main.py, fvd2048_16f, isv2048_ucf). Frames are resized
+                 with half pixels.
 
 Both are of 16 frames, at the resolution of the model, which I3D sees at
 224 x 224; a sample has the class of a clip of the reference. Here pixels are
@@ -17,6 +17,7 @@ bytes before that, as in StyleGAN-V; MAGVIT leaves them unrounded.
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 from etils import epath
@@ -38,6 +39,8 @@ class Protocol:
     repeats: of all, with other samples and clips.
     resizing: to 224 x 224, of `resize.KINDS`.
     ucf_split: of the reference, where it is UCF-101; None is the model's.
+    is_splits: parts of the samples of a repeat, of each of which there is an
+      IS (`evals.clip_score`).
   """
 
   name: str
@@ -45,10 +48,11 @@ class Protocol:
   repeats: int = 1
   resizing: str = 'TensorFlow 1'
   ucf_split: str | None = None
+  is_splits: int = 10
 
 
 PROTOCOLS = {
-  'magvit': Protocol('magvit', 10_000, repeats=4, ucf_split='1'),
+  'magvit': Protocol('magvit', 10_000, 4, ucf_split='1', is_splits=1),
   'stylegan_v': Protocol('stylegan_v', 2048, resizing='half pixels'),
 }
 _FRAMES = 16
@@ -167,8 +171,8 @@ class Fvd:
       self._reference = fvd_reference.measured(
         self._config, self._made, self._network
       )
-      write = lambda: fvd_reference.write(self._path, self._reference)
-      hosts.once('reference', write)
+      write = functools.partial(fvd_reference.write, self._path)
+      hosts.once('reference', lambda: write(self._reference))
 
   def labels(self, num: int, num_classes: int) -> np.ndarray:
     there = self._reference.labels

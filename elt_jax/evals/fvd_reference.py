@@ -117,7 +117,7 @@ def measured(
 
 
 def _rgb(clips: list[np.ndarray]) -> np.ndarray:
-  """Clips [f, h, w, 1 or 3], bytes or in [-1, 1] -> uint8 [n, f, h, w, 3]."""
+  """[f, h, w, 1 or 3] each, bytes or in [-1, 1] -> uint8 [n, f, h, w, 3]."""
   stacked = np.stack(clips)
   if stacked.dtype != np.uint8:
     stacked = viz.to_uint8(stacked)
@@ -155,7 +155,7 @@ def read(path: epath.PathLike) -> Reference:
   if mean.ndim == 1:
     mean, covariance = mean[None], covariance[None]
   for name, value, axes in (('mu', mean, 1), ('sigma', covariance, 2)):
-    expected = (len(mean), *(CLASSES,) * axes)
+    expected = (*mean.shape[:1], *(CLASSES,) * axes)
     if (
       value.shape != expected
       or value.dtype.kind != 'f'
@@ -169,8 +169,16 @@ def read(path: epath.PathLike) -> Reference:
   try:
     recipe = json.loads(str(found.get('recipe', '{}')))
     count = None if count is None else int(count)
-    if labels is not None and labels.shape != (len(mean) * (count or 0),):
-      raise ValueError(f'{labels.shape} labels of {len(mean)} x {count} clips')
+    if not isinstance(recipe, dict):
+      raise ValueError(f'its recipe is {recipe}')
+    if labels is not None and (
+      labels.dtype.kind not in 'iu'
+      or labels.shape != (len(mean) * (count or 0),)
+    ):
+      raise ValueError(
+        f'it has {labels.dtype} {labels.shape} labels of {len(mean)} x {count} '
+        'clips'
+      )
   except (ValueError, TypeError) as e:
     raise ValueError(f'{path} is damaged: {e}.') from e
   moments = list(zip(mean.astype(np.float64), covariance.astype(np.float64)))

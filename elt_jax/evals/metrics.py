@@ -58,13 +58,56 @@ class Measure(Protocol):
     """The columns of samples, all of which were seen."""
 
 
+class Together:
+  """Measures of the same samples, side by side; a `Measure`."""
+
+  def __init__(self, measures: Sequence[Measure]):
+    """The first says which classes the samples have."""
+    self._measures = measures
+    self.recipe: dict[str, Any] = {}
+    for measure in reversed(measures):
+      self.recipe |= measure.recipe
+    self.recipe['metrics'] = [
+      name for measure in measures for name in measure.recipe['metrics']
+    ]
+
+  def prepare(self) -> None:
+    for measure in self._measures:
+      measure.prepare()
+
+  def labels(self, num: int, num_classes: int) -> np.ndarray:
+    return self._measures[0].labels(num, num_classes)
+
+  def start(self, num: int, num_classes: int) -> 'SeenTogether':
+    return SeenTogether(
+      [measure.start(num, num_classes) for measure in self._measures]
+    )
+
+  def row(self, seen: 'SeenTogether') -> dict[str, float]:
+    row = {}
+    for measure, part in zip(self._measures, seen.parts, strict=True):
+      row |= measure.row(part)
+    return row
+
+
+class SeenTogether:
+  """A `Seen` of each measure."""
+
+  def __init__(self, parts: Sequence[Seen]):
+    self.parts = parts
+
+  def add(self, samples: np.ndarray) -> None:
+    for part in self.parts:
+      part.add(samples)
+
+
 def check_names(given: Sequence[str], known: Collection[str], of: str) -> None:
   """Raises ValueError on a metric that is not `of` these, or named twice."""
   for metric in given:
     if metric not in known or given.count(metric) > 1:
       raise ValueError(
-        f'--metrics must be some of {",".join(known)}, each once, of a model '
-        f'of {of}; got {",".join(given)}.'
+        f'--metrics of a model of {of} must be some of {",".join(known)}, each '
+        f'once; got {",".join(given)}.'
       )
 
 
