@@ -77,6 +77,12 @@ class Step:
     return time.perf_counter() - began
 
 
+def random_params(model: Any) -> Any:
+  """Initial parameters of a model or tokenizer, on the first device."""
+  init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
+  return jax.jit(init)(jax.random.key(0))
+
+
 def gemm(size: int) -> Callable[[], jax.Array]:
   a = jnp.ones((size, size))
   product = jax.jit(lambda a: a @ a)
@@ -135,8 +141,7 @@ def report_guidance(config: Any, rounds: int) -> None:
   """What each mode of guidance adds to sampling with L_max loops."""
   mesh = mesh_lib.build_mesh(config.mesh)
   model = build_model(config, mesh)
-  init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
-  params = jax.jit(init)(jax.random.key(0))
+  params = random_params(model)
   n, most = 48, config.model.max_loops
   draw = Draw(config, model, mesh, batch_size=n)
   labels = np.arange(n) % config.data.num_classes
@@ -180,8 +185,7 @@ def report_decoding(rounds: int) -> None:
   )
   model = build_model(config)
   sampler = build_sampler(config, model)
-  init = lambda key: nn.unbox(model.init(key, *model.example_inputs()))
-  params = jax.jit(init)(jax.random.key(0))
+  params = random_params(model)
   key, labels = jax.random.key(1), jnp.zeros(1, jnp.int32)
   keys = per_example(key, jnp.arange(1))
   decode, step = jax.jit(sampler.__call__), jax.jit(sampler.step)

@@ -12,7 +12,6 @@ import tempfile
 import time
 
 from absl import flags
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image
 from configs import imagenet256_tokenizer
 from configs.base import get_base
 from elt_jax import cli, prepare
-from elt_jax.bench import in_turn
+from elt_jax.bench import in_turn, random_params
 from elt_jax.data import records, sources
 from elt_jax.evals import inception, inception_network
 from elt_jax.tokenizers import sd_vae
@@ -130,10 +129,7 @@ def report_networks(batch: int, rounds: int) -> None:
 def _vqgan(pixels: np.ndarray) -> Callable[[], jax.Array]:
   config = imagenet256_tokenizer.get_config()
   tokenizer = build_tokenizer(config)
-  init = lambda: nn.unbox(
-    tokenizer.init(jax.random.key(0), *tokenizer.example_inputs())
-  )
-  params, tokens = jax.jit(init)(), jax.jit(tokenizer.tokens)
+  params, tokens = random_params(tokenizer), jax.jit(tokenizer.tokens)
   return lambda: tokens(params, pixels)
 
 

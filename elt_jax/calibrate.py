@@ -11,10 +11,10 @@ schedule and its recipe. The measurement serves any budget afterwards. With
 """
 
 from absl import flags
-import jax
 import numpy as np
 
 from elt_jax import cli, hosts, sample
+from elt_jax.evals import elastic
 from elt_jax.samplers import calibration
 from elt_jax.samplers.loops import explicit
 from elt_jax.samplers.plan import VALUES, build_plan, least_loops
@@ -52,7 +52,7 @@ def main(args: flags.FlagValues) -> None:
     'effect': 'how far the outcome of a step with 1..L_max loops is from that '
     'of L_max, expected share of the result',
     'cost': 'passes a loop takes part in',
-    'device': f'{jax.device_count()} {jax.devices()[0].device_kind}',
+    'device': elastic.device(),
   }
   report = {
     'recipe': recipe,

@@ -126,10 +126,10 @@ def evaluate_metrics(
     if args[name].present:
       kinds = ('images', 'clips') if of_clips else ('clips', 'images')
       raise ValueError(f'--{name} is of %s, and the model draws %s.' % kinds)
-  measure = (_clips if of_clips else _images)(args, pixels)
+  measures = (_clips if of_clips else _images)(args, pixels)
   save = args.save_samples
   return metrics.evaluate(
-    draw, params, step, args.workdir, schedules, measure, num, args.seed, save
+    draw, params, step, args.workdir, schedules, measures, num, args.seed, save
   )
 
 
@@ -154,7 +154,7 @@ def _num(args: flags.FlagValues) -> int:
   return num
 
 
-def _images(args: flags.FlagValues, pixels: Any) -> fid.Images:
+def _images(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
   """The metrics of a model of images."""
   metrics.check_names(args.metrics, fid.METRICS, 'images')
   file = None
@@ -163,10 +163,11 @@ def _images(args: flags.FlagValues, pixels: Any) -> fid.Images:
   if file and not args.unequal:
     fid.check_count(file, args.metrics, args.num)
   network = inception.Inception(inception.load(cli.required(args, 'inception')))
-  return fid.Images(args.metrics, file, network)
+  classes = pixels.data.num_classes
+  return [fid.Images(args.metrics, file, network, args.num, classes)]
 
 
-def _clips(args: flags.FlagValues, pixels: Any) -> metrics.Together:
+def _clips(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
   """The metrics of a model of clips."""
   metrics.check_names(args.metrics, ('fvd', 'is'), 'clips')
   protocol, measures = _protocol(args), []
@@ -181,7 +182,7 @@ def _clips(args: flags.FlagValues, pixels: Any) -> metrics.Together:
       cli.required(args, 'c3d'), cli.required(args, 'c3d_mean')
     )
     measures.append(clip_score.ClipScore(protocol, c3d.C3D(weights), pixels))
-  return metrics.Together(measures)
+  return measures
 
 
 def evaluate_tokenizer(workdir: str) -> None:

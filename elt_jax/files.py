@@ -4,7 +4,7 @@ A workdir, and whatever is written into one, may lie in a bucket: its path is
 then an address, gs://bucket/run, that `etils.epath` reads and writes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import os
 import pathlib
@@ -84,6 +84,29 @@ def read_npz(
   if missing := [name for name in wanted if name not in stored]:
     raise ValueError(f'{path} lacks {missing}; it has {stored}.')
   return found
+
+
+def check_shapes(
+  path: epath.PathLike,
+  arrays: Mapping[str, np.ndarray],
+  wanted: Mapping[str, tuple[int, ...]],
+  asks: str,
+) -> None:
+  """Raises ValueError unless `arrays` of a file are those wanted, and no more.
+
+  Args:
+    path: of the file.
+    arrays: by name.
+    wanted: name -> shape.
+    asks: who wants them, as in 'its config.json asks for'.
+  """
+  for name in sorted(wanted.keys() | arrays.keys()):
+    got = arrays[name].shape if name in arrays else 'missing'
+    if got != wanted.get(name):
+      raise ValueError(
+        f'{path}: {name} is {got}, {asks} '
+        f'{wanted.get(name, "nothing of that name")}.'
+      )
 
 
 def read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:

@@ -1,16 +1,17 @@
 """Pickled trees of numpy arrays, read without running anything.
 
-A pickle may call any function. Here the three names are known that numpy's
-arrays take, and stand for something that only keeps what it is given.
+The names that numpy's arrays take stand for something that only keeps what it
+is given; see `unpickling`.
 """
 
 from collections.abc import Mapping
 import math
 import pathlib
-import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+
+from elt_jax.unpickling import Refused, Unpickler, reading
 
 
 def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
@@ -20,21 +21,9 @@ def read(path: str | pathlib.Path) -> dict[str, np.ndarray]:
     ValueError: if the file is damaged, holds something else, or asks for a
       function that making arrays does not take.
   """
-  try:
-    with pathlib.Path(path).open('rb') as file:
-      return _flat(_Unpickler(file).load(), '')
-  except OSError:
-    raise
-  except _Refused as e:
-    raise ValueError(f'{path}: {e}') from None
-  except Exception as e:  # Of a damaged pickle: nearly any.
-    raise ValueError(
-      f'{path} is not a readable pickle of arrays ({type(e).__name__}: {e}).'
-    ) from e
-
-
-class _Refused(ValueError):
-  """The pickle asks for what is not known."""
+  path = pathlib.Path(path)
+  with path.open('rb') as file, reading(path, 'pickle of arrays'):
+    return _flat(_Unpickler(file).load(), '')
 
 
 class _DType:
@@ -56,11 +45,11 @@ class _Array:
     _, shape, dtype, by_columns, data = state
     dtype = dtype.value
     if dtype.kind not in 'biuf' or not isinstance(data, bytes):
-      raise _Refused(f'it has arrays of {dtype}, and not of numbers.')
+      raise Refused(f'it has arrays of {dtype}, and not of numbers.')
     if min(shape, default=0) < 0 or (
       math.prod(shape) * dtype.itemsize != len(data)
     ):
-      raise _Refused(f'{len(data)} bytes are no {dtype} of shape {shape}.')
+      raise Refused(f'{len(data)} bytes are no {dtype} of shape {shape}.')
     order = 'F' if by_columns else 'C'
     self.value = np.frombuffer(data, dtype).reshape(shape, order=order).copy()
 
@@ -70,21 +59,13 @@ def _reconstruct(*args: Any) -> _Array:
   return _Array()
 
 
-class _Unpickler(pickle.Unpickler):
-  """Knows how to make dicts of arrays, and nothing else."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    known = {
-      ('numpy', 'dtype'): _DType,
-      ('numpy', 'ndarray'): _Array,
-      ('numpy.core.multiarray', '_reconstruct'): _reconstruct,
-      ('numpy._core.multiarray', '_reconstruct'): _reconstruct,
-    }
-    if (module, name) in known:
-      return known[module, name]
-    raise _Refused(
-      f'it asks for {module}.{name}, which arrays do not take; nothing was run.'
-    )
+class _Unpickler(Unpickler):
+  known: ClassVar = {
+    ('numpy', 'dtype'): _DType,
+    ('numpy', 'ndarray'): _Array,
+    ('numpy.core.multiarray', '_reconstruct'): _reconstruct,
+    ('numpy._core.multiarray', '_reconstruct'): _reconstruct,
+  }
 
 
 def _flat(found: Any, path: str) -> dict[str, np.ndarray]:
@@ -94,7 +75,7 @@ def _flat(found: Any, path: str) -> dict[str, np.ndarray]:
     isinstance(name, str) for name in found
   ):
     where = f' at {path}' if path else ''
-    raise _Refused(
+    raise Refused(
       f'it holds a {type(found).__name__}{where}, and not arrays by name.'
     )
   flat = {}

@@ -1,8 +1,8 @@
 """PyTorch's state dicts, read without PyTorch and without running anything.
 
-A .pth file is a pickle, and a pickle may call any function. Here a handful of
-names are known, which make arrays; any other ends the reading. Both layouts
-are read: a zip archive (since PyTorch 1.6) and the stream before it.
+A .pth file is a pickle, of which a handful of names are known, that make
+arrays; see `unpickling`. Both layouts are read: a zip archive (since PyTorch
+1.6) and the stream before it.
 """
 
 import collections
@@ -10,11 +10,12 @@ from collections.abc import Mapping
 import io
 import math
 import pathlib
-import pickle
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, ClassVar, NamedTuple
 import zipfile
 
 import numpy as np
+
+from elt_jax.unpickling import Refused, Unpickler, reading
 
 _DTYPES = {
   'DoubleStorage': np.float64,
@@ -41,25 +42,15 @@ def read_state_dict(path: str | pathlib.Path) -> dict[str, np.ndarray]:
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f'There is no file {path}.')
-  try:
+  with reading(path, 'PyTorch file'):
     read = _read_zip if zipfile.is_zipfile(path) else _read_stream
     found = read(path)
-  except _Refused as e:
-    raise ValueError(f'{path}: {e}') from None
-  except Exception as e:  # Of a damaged pickle: nearly any.
-    raise ValueError(
-      f'{path} is not a readable PyTorch file ({type(e).__name__}: {e}).'
-    ) from e
   if not isinstance(found, Mapping) or not all(
     isinstance(name, str) and isinstance(value, np.ndarray)
     for name, value in found.items()
   ):
     raise ValueError(f'{path} does not hold a state dict, arrays by name.')
   return dict(found)
-
-
-class _Refused(ValueError):
-  """The pickle asks for what is not known."""
 
 
 class _Storage(NamedTuple):
@@ -80,7 +71,7 @@ class _Tensor(NamedTuple):
 def _tensor(storage, offset, shape, stride, *rest: Any) -> _Tensor:
   """In place of torch._utils._rebuild_tensor, before PyTorch 0.4, and _v2."""
   if not isinstance(storage, _Storage):
-    raise _Refused('a tensor has no storage.')
+    raise Refused('a tensor has no storage.')
   return _Tensor(storage, int(offset), tuple(shape), tuple(stride))
 
 
@@ -89,28 +80,19 @@ def _parameter(tensor: _Tensor, *rest: Any) -> _Tensor:
   return tensor
 
 
-class _Unpickler(pickle.Unpickler):
-  """Knows how to make dicts of tensors, and nothing else."""
-
-  def find_class(self, module: str, name: str) -> Any:
-    known = {
-      ('collections', 'OrderedDict'): collections.OrderedDict,
-      ('torch._utils', '_rebuild_tensor'): _tensor,
-      ('torch._utils', '_rebuild_tensor_v2'): _tensor,
-      ('torch._utils', '_rebuild_parameter'): _parameter,
-    }
-    if (module, name) in known:
-      return known[module, name]
-    if module == 'torch' and name in _DTYPES:
-      return _DTYPES[name]
-    raise _Refused(
-      f'it asks for {module}.{name}, which arrays do not take; nothing was run.'
-    )
+class _Unpickler(Unpickler):
+  known: ClassVar = {
+    ('collections', 'OrderedDict'): collections.OrderedDict,
+    ('torch._utils', '_rebuild_tensor'): _tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): _tensor,
+    ('torch._utils', '_rebuild_parameter'): _parameter,
+    **{('torch', name): dtype for name, dtype in _DTYPES.items()},
+  }
 
   def persistent_load(self, pid: Any) -> _Storage:
     kind, dtype, key, _, size = pid[:5]
     if kind != 'storage':
-      raise _Refused(f'it points to {kind!r}, which is no storage.')
+      raise Refused(f'it points to {kind!r}, which is no storage.')
     return _Storage(str(key), np.dtype(dtype), int(size))
 
 
@@ -119,10 +101,10 @@ def _read_zip(path: pathlib.Path) -> Any:
     (data,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
     root = data.removesuffix('data.pkl')
     if f'{root}constants.pkl' in archive.namelist():
-      raise _Refused('it is a TorchScript program, and no state dict.')
+      raise Refused('it is a TorchScript program, and no state dict.')
     order = f'{root}byteorder'
     if order in archive.namelist() and archive.read(order) != b'little':
-      raise _Refused('it is of a big-endian machine.')
+      raise Refused('it is of a big-endian machine.')
     found = _Unpickler(io.BytesIO(archive.read(data))).load()
     cache = {}
 
@@ -140,9 +122,9 @@ def _read_stream(path: pathlib.Path) -> Any:
     if _Unpickler(file).load() != _MAGIC or _Unpickler(file).load() != (
       _PROTOCOL
     ):
-      raise _Refused('it is no PyTorch file.')
+      raise Refused('it is no PyTorch file.')
     if not _Unpickler(file).load().get('little_endian', True):
-      raise _Refused('it is of a big-endian machine.')
+      raise Refused('it is of a big-endian machine.')
     found = _Unpickler(file).load()
     keys = [str(key) for key in _Unpickler(file).load()]
     storages = {
@@ -156,7 +138,7 @@ def _read_stream(path: pathlib.Path) -> Any:
 def _next_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
   size = int(np.frombuffer(file.read(8), '<i8')[0])
   if size != storage.size:
-    raise _Refused(f'a storage has {size} numbers, expected {storage.size}.')
+    raise Refused(f'a storage has {size} numbers, expected {storage.size}.')
   return np.frombuffer(file.read(size * storage.dtype.itemsize), storage.dtype)
 
 
@@ -187,7 +169,7 @@ def _array(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
     or (not empty and last >= len(data))
     or math.prod(tensor.shape) > len(data)
   ):
-    raise _Refused(f'a tensor of shape {tensor.shape} exceeds its storage.')
+    raise Refused(f'a tensor of shape {tensor.shape} exceeds its storage.')
   size = data.dtype.itemsize
   view = np.lib.stride_tricks.as_strided(
     data[tensor.offset :], tensor.shape, [s * size for s in tensor.stride]

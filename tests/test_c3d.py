@@ -87,7 +87,7 @@ def score_of(protocol, probabilities, frames=16):
   network = lambda clips: clips
   network.fingerprint = 'f'
   measure = clip_score.ClipScore(protocol, network, pixels)
-  seen = measure.start(8, 2)
+  seen = measure.start()
   for part in np.split(probabilities, [5, 17]):
     seen.add(part)
   return measure.row(seen)

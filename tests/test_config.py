@@ -184,6 +184,7 @@ def test_modules_import_only_from_those_before_them():
   """Data flows one way: config, data, model, objective, step, evaluation."""
   order = [
     'files',
+    'unpickling',
     'torch_files',
     'pickled_arrays',
     'validation',

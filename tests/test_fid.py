@@ -196,19 +196,21 @@ def workdir(tmp_path_factory):
   return path
 
 
+def use_stand_in(monkeypatch):
+  """`network` for Inception, whose file is not read."""
+  features = type(
+    'Network', (), {'__call__': lambda _, x: network(x), 'fingerprint': 'f'}
+  )
+  monkeypatch.setattr(inception, 'load', lambda path: path)
+  monkeypatch.setattr(inception, 'Inception', lambda path: features())
+
+
 @pytest.fixture
 def files_of_user(tmp_path, monkeypatch):
   """Flags of a reference of 20 images, and of no real Inception."""
   images = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 3), np.uint8)
   np.savez(tmp_path / 'reference.npz', arr_0=images)
-  monkeypatch.setattr(inception, 'load', lambda path: path)
-  monkeypatch.setattr(
-    inception,
-    'Inception',
-    lambda path: type(
-      'Network', (), {'__call__': lambda _, x: network(x), 'fingerprint': 'f'}
-    )(),
-  )
+  use_stand_in(monkeypatch)
   return [f'--reference={tmp_path}/reference.npz', '--inception=weights.pth']
 
 

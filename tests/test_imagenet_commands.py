@@ -9,24 +9,17 @@ import pytest
 from configs import imagenet256_diffusion
 from elt_jax import evaluate, prepare, sample, tokenize
 from elt_jax.data import sources
-from elt_jax.evals import inception
 from elt_jax.tokenizers import autoencoder
 from tests import commands
-from tests.commands import ROOT, call
+from tests.commands import call
 from tests.conftest import tiny_config
-from tests.test_fid import network
+from tests.test_fid import use_stand_in
+from tests.test_latents import GOLDEN, SMALL
 from tests.test_pictures import scene
 
 WNIDS = [f'n0144{n:04d}' for n in range(10)]
 MODES = {3: 'L', 6: 'CMYK'}
-VAE = ROOT / 'tests' / 'goldens' / 'sd_vae'
-SMALL = {
-  'model.width': 16,
-  'model.num_layers': 1,
-  'model.max_loops': 2,
-  'model.num_heads': 2,
-  'model.dtype': 'float32',
-  'data.image_size': 8,
+CHANGES = SMALL | {
   'data.num_classes': 10,
   # Enough for the samples of one loop to differ from those of two.
   'optim.learning_rate': 1e-2,
@@ -36,9 +29,7 @@ SMALL = {
   'train.batch_size': 16,
   'train.log_every_steps': 2,
   'train.sample_every_steps': 0,
-  'sample.num_steps': 2,
   'sample.batch_size': 16,
-  'sample.method': 'ddim',
 }
 
 
@@ -86,8 +77,8 @@ def workdir(imagenet, records):
   """A model of the latents of those."""
   cache, path = imagenet / 'latents', imagenet / 'run'
   args = [f'--source=records:{records}', '--image_size=16', '--num_classes=10']
-  call(tokenize, f'--sd_vae={VAE}', f'--out={cache}', *args)
-  changes = SMALL | {'data.source': f'latents:{cache}'}
+  call(tokenize, f'--sd_vae={GOLDEN}', f'--out={cache}', *args)
+  changes = CHANGES | {'data.source': f'latents:{cache}'}
   commands.trained(imagenet256_diffusion, changes, path)
   return path
 
@@ -127,14 +118,7 @@ def test_its_samples_are_measured(workdir, records, monkeypatch):
   """Against the data's own images; the features are a stand-in's."""
   images = [e['image'] for e in images_of(f'records:{records}', 'train')[1]]
   np.savez(workdir / 'reference.npz', arr_0=np.stack(images[:64]))
-  monkeypatch.setattr(inception, 'load', lambda path: path)
-  monkeypatch.setattr(
-    inception,
-    'Inception',
-    lambda path: type(
-      'Network', (), {'__call__': lambda _, x: network(x), 'fingerprint': 'f'}
-    )(),
-  )
+  use_stand_in(monkeypatch)
   args = [f'--reference={workdir}/reference.npz', '--inception=weights.pth']
   args += ['--metrics=fid,is,pr', '--num=64', '--loops=1,2']
   call(evaluate, f'--workdir={workdir}', *args)

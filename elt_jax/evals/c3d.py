@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from elt_jax import files
 from elt_jax.evals import resize, weights
 from elt_jax.tokenizers.pretrained import digest_of, in_batches
 
@@ -66,12 +65,11 @@ def load(path: str | pathlib.Path, mean: str | pathlib.Path) -> Params:
   found = weights.fitting(
     weights.read(path, 'c3d'), shapes(), path, 'the C3D of IS'
   )
-  if not pathlib.Path(mean).is_file():
-    raise ValueError(f'--c3d_mean: there is no file {mean}.')
-  of_mean = [('mean', _MEAN)]
-  arrays = files.read_npz(mean)
   return found | weights.fitting(
-    arrays, of_mean, mean, "the mean of C3D's clips"
+    weights.read(mean, 'c3d_mean'),
+    [('mean', _MEAN)],
+    mean,
+    "the mean of C3D's clips",
   )
 
 

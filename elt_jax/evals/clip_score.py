@@ -7,6 +7,7 @@ import numpy as np
 from elt_jax.evals import c3d
 from elt_jax.evals.fvd import Protocol
 from elt_jax.evals.image_metrics import inception_score
+from elt_jax.evals.metrics import Measure
 
 
 class Seen:
@@ -24,8 +25,8 @@ class Seen:
     return np.concatenate(self._parts)
 
 
-class ClipScore:
-  """The IS of clips; a `metrics.Measure`."""
+class ClipScore(Measure):
+  """The IS of clips, which are measured against nothing."""
 
   def __init__(self, protocol: Protocol, network: c3d.C3D, pixels: Any):
     """Checks the clips against the network.
@@ -52,14 +53,7 @@ class ClipScore:
       'c3d': network.fingerprint,
     }
 
-  def prepare(self) -> None:
-    """Samples are measured against nothing."""
-
-  def labels(self, num: int, num_classes: int) -> np.ndarray:
-    return np.arange(num) % num_classes
-
-  def start(self, num: int, num_classes: int) -> Seen:
-    del num, num_classes
+  def start(self) -> Seen:
     return Seen(self._network)
 
   def row(self, seen: Seen) -> dict[str, float]:

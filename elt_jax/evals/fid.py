@@ -10,6 +10,7 @@ from tqdm import tqdm
 from elt_jax.evals import adm, image_metrics
 from elt_jax.evals.frechet import Samples
 from elt_jax.evals.inception import Features
+from elt_jax.evals.metrics import Measure
 
 # By their flag; each has a column or two.
 METRICS = ('fid', 'sfid', 'is', 'pr')
@@ -20,11 +21,16 @@ _PART = 1024
 Network = Callable[[np.ndarray], Features]
 
 
-class Images:
-  """These metrics of images; a `metrics.Measure`."""
+class Images(Measure):
+  """These metrics of images."""
 
   def __init__(
-    self, metrics: Sequence[str], file: adm.Reference | None, network: Any
+    self,
+    metrics: Sequence[str],
+    file: adm.Reference | None,
+    network: Any,
+    num: int,
+    num_classes: int,
   ):
     """Reads nothing yet.
 
@@ -32,8 +38,11 @@ class Images:
       metrics: of `METRICS`.
       file: what is measured against; None where that is nothing, as of 'is'.
       network: features of images, with their fingerprint.
+      num: images of a row.
+      num_classes: of the model.
     """
     self._metrics, self._file, self._network = metrics, file, network
+    self._num, self._num_classes = num, num_classes
     self.recipe = {
       'metrics': list(metrics),
       'reference': epath.Path(file.path).name if file else None,
@@ -46,11 +55,8 @@ class Images:
   def prepare(self) -> None:
     self._reference = Reference(self._file, self._network, self._metrics)
 
-  def labels(self, num: int, num_classes: int) -> np.ndarray:
-    return np.arange(num) % num_classes
-
-  def start(self, num: int, num_classes: int) -> 'Seen':
-    return Seen(self._network, self._metrics, num, num_classes)
+  def start(self) -> 'Seen':
+    return Seen(self._network, self._metrics, self._num, self._num_classes)
 
   def row(self, seen: 'Seen') -> dict[str, float]:
     return self._reference.measure(seen, self._metrics)

@@ -17,7 +17,6 @@ bytes before that, as in StyleGAN-V; MAGVIT leaves them unrounded.
 """
 
 import dataclasses
-import functools
 from typing import Any
 
 from etils import epath
@@ -27,6 +26,7 @@ from elt_jax import hosts
 from elt_jax.evals import fvd_reference
 from elt_jax.evals.frechet import Moments, frechet_distance
 from elt_jax.evals.i3d import I3D, LEAST_FRAMES
+from elt_jax.evals.metrics import Measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,8 @@ class Seen:
     self._count += len(clips)
 
 
-class Fvd:
-  """The distance of clips to the training set; a `metrics.Measure`."""
+class Fvd(Measure):
+  """The distance of clips to the training set."""
 
   def __init__(
     self,
@@ -171,17 +171,16 @@ class Fvd:
       self._reference = fvd_reference.measured(
         self._config, self._made, self._network
       )
-      write = functools.partial(fvd_reference.write, self._path)
-      hosts.once('reference', lambda: write(self._reference))
+      write = lambda: fvd_reference.write(self._path, self._reference)
+      hosts.once('reference', write)
 
   def labels(self, num: int, num_classes: int) -> np.ndarray:
     there = self._reference.labels
     if there is None:
-      return np.arange(num) % num_classes
+      return super().labels(num, num_classes)
     return np.resize(there, num)
 
-  def start(self, num: int, num_classes: int) -> Seen:
-    del num, num_classes
+  def start(self) -> Seen:
     return Seen(self._network, self._protocol)
 
   def row(self, seen: Seen) -> dict[str, float]:

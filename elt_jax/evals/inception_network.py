@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from elt_jax.evals import weights
+
 Array = jax.Array
 Params = dict[str, np.ndarray]
 
@@ -58,15 +60,10 @@ def folded(params: Params) -> dict[str, np.ndarray]:
     if not key.endswith('.conv.weight'):
       continue
     name = key.removesuffix('.conv.weight')
-    bn = {
-      part: params[f'{name}.bn.{part}'].astype(np.float64)
-      for part in ('weight', 'bias', 'running_mean', 'running_var')
-    }
-    scale = bn['weight'] / np.sqrt(bn['running_var'] + 1e-3)
-    kernel = params[key].transpose(2, 3, 1, 0) * scale
-    found[f'{name}.kernel'] = kernel.astype(np.float32)
-    bias = bn['bias'] - bn['running_mean'] * scale
-    found[f'{name}.bias'] = bias.astype(np.float32)
+    kernel = params[key].transpose(2, 3, 1, 0)
+    found[f'{name}.kernel'], found[f'{name}.bias'] = weights.folded(
+      params, f'{name}.bn', kernel
+    )
   return found
 
 

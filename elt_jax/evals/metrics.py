@@ -36,7 +36,7 @@ class Seen(Protocol):
     """Takes in uint8 [n, (f,) h, w, 3]."""
 
 
-class Measure(Protocol):
+class Measure:
   """Metrics of one kind of samples.
 
   Attributes:
@@ -46,59 +46,19 @@ class Measure(Protocol):
   recipe: dict[str, Any]
 
   def prepare(self) -> None:
-    """Reads, or makes, what samples are measured against; before all else."""
+    """Reads, or makes, what samples are measured against, if anything."""
 
   def labels(self, num: int, num_classes: int) -> np.ndarray:
-    """int [num], the classes of samples."""
+    """int [num], the classes of samples; asked for once all is prepared."""
+    return np.arange(num) % num_classes
 
-  def start(self, num: int, num_classes: int) -> Any:
-    """A new `Seen`, of `num` samples."""
+  def start(self) -> Any:
+    """A new `Seen`."""
+    raise NotImplementedError
 
   def row(self, seen: Any) -> dict[str, float]:
     """The columns of samples, all of which were seen."""
-
-
-class Together:
-  """Measures of the same samples, side by side; a `Measure`."""
-
-  def __init__(self, measures: Sequence[Measure]):
-    """The first says which classes the samples have."""
-    self._measures = measures
-    self.recipe: dict[str, Any] = {}
-    for measure in reversed(measures):
-      self.recipe |= measure.recipe
-    self.recipe['metrics'] = [
-      name for measure in measures for name in measure.recipe['metrics']
-    ]
-
-  def prepare(self) -> None:
-    for measure in self._measures:
-      measure.prepare()
-
-  def labels(self, num: int, num_classes: int) -> np.ndarray:
-    return self._measures[0].labels(num, num_classes)
-
-  def start(self, num: int, num_classes: int) -> 'SeenTogether':
-    return SeenTogether(
-      [measure.start(num, num_classes) for measure in self._measures]
-    )
-
-  def row(self, seen: 'SeenTogether') -> dict[str, float]:
-    row = {}
-    for measure, part in zip(self._measures, seen.parts, strict=True):
-      row |= measure.row(part)
-    return row
-
-
-class SeenTogether:
-  """A `Seen` of each measure."""
-
-  def __init__(self, parts: Sequence[Seen]):
-    self.parts = parts
-
-  def add(self, samples: np.ndarray) -> None:
-    for part in self.parts:
-      part.add(samples)
+    raise NotImplementedError
 
 
 def check_names(given: Sequence[str], known: Collection[str], of: str) -> None:
@@ -117,7 +77,7 @@ def evaluate(
   step: int,
   workdir: str,
   schedules: Sequence[Loops],
-  measure: Measure,
+  measures: Sequence[Measure],
   num: int,
   seed: int,
   save_samples: bool = False,
@@ -130,7 +90,8 @@ def evaluate(
     step: of its checkpoint.
     workdir: where the report is.
     schedules: a row each, unless the report has it.
-    measure: the metrics; not prepared if no row is missing.
+    measures: of the same samples, whose classes the first of them says; not
+      prepared if no row is missing.
     num: samples of a row.
     seed: of their noise.
     save_samples: writes what is drawn to workdir/samples-LOOPS.npz.
@@ -144,23 +105,30 @@ def evaluate(
     )
   path = epath.Path(workdir) / REPORT
   recipe = elastic.recipe_of_samples(draw, step, num)
-  recipe |= measure.recipe | {'seed': seed}
+  for measure in reversed(measures):
+    recipe |= measure.recipe
+  recipe['metrics'] = [m for each in measures for m in each.recipe['metrics']]
+  recipe['seed'] = seed
   _, rows = read_report(path, 'metrics', recipe)
   report = {'recipe': recipe, 'rows': rows}
   done = [row['loops'] for row in rows]
   todo = [loops for loops in schedules if loops.label not in done]
   if todo:
-    measure.prepare()
-    labels = measure.labels(num, draw.config.data.num_classes)
+    for measure in measures:
+      measure.prepare()
+    labels = measures[0].labels(num, draw.config.data.num_classes)
   for loops in todo:
-    seen = measure.start(num, draw.config.data.num_classes)
+    seen = [measure.start() for measure in measures]
     with contextlib.ExitStack() as stack:
-      sinks = [seen.add]
+      sinks = [each.add for each in seen]
       if save_samples and jax.process_index() == 0:
         kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
         sinks.append(stack.enter_context(adm.writing(kept, num)))
       cost = _draw_into(draw, params, loops, labels, seed, sinks)
-    rows.append({'loops': loops.label} | measure.row(seen) | cost)
+    row = {'loops': loops.label}
+    for measure, each in zip(measures, seen, strict=True):
+      row |= measure.row(each)
+    rows.append(row | cost)
     text = json.dumps(report, indent=2) + '\n'
     hosts.once('row', lambda text=text: files.write_text(path, text))
   return report
@@ -183,14 +151,14 @@ def _draw_into(
     began = time.monotonic()
     drawn = draw.sample(params, of_part, loops, seed, first=first)
     seconds += time.monotonic() - began
-    each = flops.flops_per_sample(draw.config, *drawn.spent[0])
+    each = flops.gflops_per_sample(draw.config, drawn.spent)
     spent.append(each * len(of_part))
     samples = viz.to_uint8(drawn.samples)
     samples = np.broadcast_to(samples, (*samples.shape[:-1], 3))
     for sink in sinks:
       sink(samples)
   return {
-    'gflops_per_sample': sum(spent) / num / 1e9,
+    'gflops_per_sample': sum(spent) / num,
     'seconds_per_sample': seconds / num,
     'device': elastic.device(),
   }

@@ -51,17 +51,22 @@ class Reference:
   ) -> dict[str, float]:
     """Metrics of float [n, ...] images in [-1, 1], by name.
 
-    `quality`, and its standard error as '..._spread', see `frechet.Samples`;
-    with the classes `labels` [n] that were asked for, which take turns,
+    `quality`; with the classes `labels` [n] that were asked for, which take
+    turns, its standard error as '..._spread', see `frechet.Samples`, and
     'class_accuracy', the share that is classified so. Of clips, besides:
     'motion', see `evals.motion`, and 'frame_accuracy', of the single frames.
     """
     features, predicted = self._classifier(images)
-    samples = frechet.Samples(len(images), self._num_classes)
-    samples.add(features)
-    distance, spread = samples.distance(*self._moments)
-    found = {self.quality: distance, f'{self.quality}_spread': spread}
-    if labels is not None:
+    found = {}
+    if labels is None:
+      found[self.quality] = frechet.frechet_distance(
+        *frechet.moments(features), *self._moments
+      )
+    else:
+      samples = frechet.Samples(len(images), self._num_classes)
+      samples.add(features)
+      distance, spread = samples.distance(*self._moments)
+      found = {self.quality: distance, f'{self.quality}_spread': spread}
       found['class_accuracy'] = float(np.mean(predicted == labels))
     if self._of_frames is None:
       return found

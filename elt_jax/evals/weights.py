@@ -1,4 +1,4 @@
-"""Files of published networks' weights, and what they must hold."""
+"""Files of published networks' weights: what they must hold, and its use."""
 
 from collections.abc import Iterable
 import pathlib
@@ -28,6 +28,25 @@ def read(path: str | pathlib.Path, flag: str) -> Params:
   if path.suffix == '.npz':
     return files.read_npz(path)
   return torch_files.read_state_dict(path)
+
+
+def folded(
+  params: Params, norm: str, kernel: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """(kernel, bias), float32, of a convolution with its batch norm taken in.
+
+  Args:
+    params: with weight, bias, running_mean and running_var of the norm.
+    norm: its name; TensorFlow's, of eps 1e-3.
+    kernel: [..., out], of a convolution without a bias.
+  """
+  bn = {
+    part: params[f'{norm}.{part}'].astype(np.float64)
+    for part in ('weight', 'bias', 'running_mean', 'running_var')
+  }
+  scale = bn['weight'] / np.sqrt(bn['running_var'] + 1e-3)
+  bias = bn['bias'] - bn['running_mean'] * scale
+  return (kernel * scale).astype(np.float32), bias.astype(np.float32)
 
 
 def fitting(

@@ -15,6 +15,7 @@ import ml_collections
 import numpy as np
 
 from configs.base import get_base
+from elt_jax import files
 from elt_jax.models import build_model, layers
 from elt_jax.tokenizers.pretrained import check_shapes
 from elt_jax.validation import validate
@@ -72,14 +73,9 @@ def convert(
   """
   config = _config(path, tensors, kind, num_heads)
   wanted = dict(_shapes(config, tensors))
-  for name in sorted(wanted.keys() | tensors.keys()):
-    got = tensors[name].shape if name in tensors else 'missing'
-    if got != wanted.get(name):
-      raise ValueError(
-        f'{path}: {name} is {got}, a {kind} of its size has '
-        f'{wanted.get(name, "nothing of that name")}.'
-      )
-    if tensors[name].dtype.kind != 'f':
+  files.check_shapes(path, tensors, wanted, f'a {kind} of its size has')
+  for name, tensor in tensors.items():
+    if tensor.dtype.kind != 'f':
       raise ValueError(f'{path}: {name} is no array of floats.')
   side, width = config.data.image_size, config.model.width
   grid = side // config.model.patch_size

@@ -9,7 +9,7 @@ arXiv 2604.09168, Figure 14).
 
 from collections.abc import Callable
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -55,40 +55,22 @@ def probe(
     *args, **given: as in a call of the sampler; of the plan, guidance alone is
       followed, and its loops are `num_loops`.
   """
-  step = functools.partial(_step, sampler, taken, num_loops)
-  return sampler.scan(step, *args, **given)[1]
 
+  def look(state: State, at: dict[str, Array], step: _Step) -> Probe:
+    def compare(loops: Array) -> tuple[Array, Array]:
+      out = step.guided(loops)
+      return (
+        sampler.change(state, step.final, out),
+        sampler.effect(state, step.final, out, at),
+      )
 
-def _step(
-  sampler: Sampler,
-  taken: int,
-  num_loops: int,
-  params: Any,
-  keys: Array,
-  labels: Array,
-  state: State,
-  plan: Plan,
-  at: dict[str, Array],
-) -> tuple[State, Probe]:
-  h, states, guided = guided_exits(
-    sampler, num_loops, params, labels, state, plan, at
-  )
-  final = guided(jnp.int32(taken))
-  after = sampler.advance(keys, state, final, at)
+    distance, effect = jax.lax.map(compare, jnp.arange(1, num_loops + 1))
+    states, h = step.states.astype(jnp.float32), step.h.astype(jnp.float32)
+    before = jnp.concatenate([h[None], states[:-1]])
+    norm, update, old = map(jax.vmap(norms), (states, states - before, before))
+    return Probe(norm, update, update / old, distance, effect)
 
-  def compare(loops: Array) -> tuple[Array, Array]:
-    out = guided(loops)
-    return (
-      sampler.change(state, final, out),
-      sampler.effect(state, final, out, at),
-    )
-
-  distance, effect = jax.lax.map(compare, jnp.arange(1, num_loops + 1))
-  states, h = states.astype(jnp.float32), h.astype(jnp.float32)
-  before = jnp.concatenate([h[None], states[:-1]])
-  norm, update, old = map(jax.vmap(norms), (states, states - before, before))
-  found = Probe(norm, update, update / old, distance, effect)
-  return after, found
+  return _along(sampler, taken, num_loops, look, *args, **given)
 
 
 def exits(
@@ -99,6 +81,40 @@ def exits(
   Along the trajectory of `taken` loops; arguments as for `probe`.
   """
 
+  def look(state: State, at: dict[str, Array], step: _Step) -> Array:
+    del at
+    estimate = lambda loops: sampler.estimate(state, step.guided(loops))
+    return jax.lax.map(estimate, jnp.arange(1, num_loops + 1))
+
+  return _along(sampler, taken, num_loops, look, *args, **given)
+
+
+class _Step(NamedTuple):
+  """What the loops of a step give.
+
+  Attributes:
+    h: [b, s, d], the state after the embedding.
+    states: [L, b, s, d], after each loop of the conditional pass.
+    guided: loops -> guided output after so many.
+    final: that after the loops that were taken.
+  """
+
+  h: Array
+  states: Array
+  guided: Callable[[Array], Array]
+  final: Array
+
+
+def _along(
+  sampler: Sampler,
+  taken: int,
+  num_loops: int,
+  look: Callable[[State, dict[str, Array], _Step], Any],
+  *args: Any,
+  **given: Any,
+) -> Any:
+  """What `look` gives of each step of a trajectory of `taken` loops."""
+
   def step(
     params: Any,
     keys: Array,
@@ -106,33 +122,24 @@ def exits(
     state: State,
     plan: Plan,
     at: dict[str, Array],
-  ) -> tuple[State, Array]:
-    _, _, guided = guided_exits(
-      sampler, num_loops, params, labels, state, plan, at
-    )
-    seen = jax.lax.map(
-      lambda loops: sampler.estimate(state, guided(loops)),
-      jnp.arange(1, num_loops + 1),
-    )
-    return sampler.advance(keys, state, guided(jnp.int32(taken)), at), seen
+  ) -> tuple[State, Any]:
+    loops = _loops(sampler, taken, num_loops, params, labels, state, plan, at)
+    return sampler.advance(keys, state, loops.final, at), look(state, at, loops)
 
   return sampler.scan(step, *args, **given)[1]
 
 
-def guided_exits(
+def _loops(
   sampler: Sampler,
+  taken: int,
   num_loops: int,
   params: Any,
   labels: Array,
   state: State,
   plan: Plan,
   at: dict[str, Array],
-) -> tuple[Array, Array, Callable[[Array], Array]]:
-  """(h, states, guided) of one step, in passes of `num_loops` loops.
-
-  The state after the embedding, [b, s, d], and after each loop of the
-  conditional pass, [L, b, s, d]; loops -> guided output after so many.
-  """
+) -> _Step:
+  """Of one step on the way of `taken` loops, in passes of `num_loops`."""
   h, block, head = sampler.bind(params, state, labels, at)
   states = loop_states(block, h, num_loops)
   read = functools.partial(_read, head, states)
@@ -148,7 +155,7 @@ def guided_exits(
     weak = read(at_most(plan.exit_loop))
     return combine(plan, read(loops), weak, read_null(at_most(plan.null_loops)))
 
-  return h, states, guided
+  return _Step(h, states, guided, guided(jnp.int32(taken)))
 
 
 def _read(head: Any, states: Array, loops: Array) -> Array:

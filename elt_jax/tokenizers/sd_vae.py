@@ -67,13 +67,7 @@ def load(directory: epath.PathLike) -> tuple[dict[str, Any], Params]:
   tensors = files.read_safetensors(path)
   tensors = {_new_name(name): value for name, value in tensors.items()}
   wanted = dict(shapes(config))
-  for name in sorted(wanted.keys() | tensors.keys()):
-    got = tensors[name].shape if name in tensors else 'missing'
-    if got != wanted.get(name):
-      raise ValueError(
-        f'{path}: {name} is {got}, its config.json asks for '
-        f'{wanted.get(name, "nothing of that name")}.'
-      )
+  files.check_shapes(path, tensors, wanted, 'its config.json asks for')
   return config, from_torch(tensors)
 
 
