@@ -19,15 +19,17 @@ does, in metrics.json, a row of which is never measured twice:
         --inception=pt_inception-2015-12-05-6726825d.pth
 
 --inception is the file of mseitzer/pytorch-fid; --save_samples keeps what is
-drawn, for the suite itself. Clips have an FVD, by the protocol of MAGVIT or of
-StyleGAN-V or, without --protocol, of --num samples:
+drawn, for the suite itself. Without --reference one is made of the training
+set, fid-train.npz in the workdir, which other runs and the suite read. Clips
+have an FVD, by the protocol of MAGVIT or of StyleGAN-V or, without --protocol,
+of --num samples:
 
     python -m elt_jax.evaluate --workdir=runs/ucf101_6Nx4L --loops=1,2,4,6 \\
         --metrics=fvd --protocol=magvit --i3d=i3d-kinetics-400.ckpt
 
-It is against the training set, whose features are kept in the workdir,
-fvd-magvit.npz, for other runs' --reference. `evals/i3d.py` says which files of
-I3D there are; --metrics=fvd,is takes C3D's besides, --c3d and --c3d_mean.
+It is against the training set too, kept as fvd-magvit.npz. `evals/i3d.py` says
+which files of I3D there are; --metrics=fvd,is takes C3D's besides, --c3d and
+--c3d_mean.
 
 With --multihost every host of a slice runs this command, on a workdir that all
 of them reach; host 0 writes.
@@ -157,14 +159,12 @@ def _num(args: flags.FlagValues) -> int:
 def _images(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
   """The metrics of a model of images."""
   metrics.check_names(args.metrics, fid.METRICS, 'images')
-  file = None
-  if args.reference or args.metrics != ['is']:
-    file = adm.Reference(cli.required(args, 'reference'))
+  file = adm.Reference(args.reference) if args.reference else None
   if file and not args.unequal:
     fid.check_count(file, args.metrics, args.num)
   network = inception.Inception(inception.load(cli.required(args, 'inception')))
-  classes = pixels.data.num_classes
-  return [fid.Images(args.metrics, file, network, args.num, classes)]
+  of_run = pixels, args.workdir
+  return [fid.Images(args.metrics, network, args.num, *of_run, file)]
 
 
 def _clips(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:

@@ -7,9 +7,11 @@ import pytest
 
 from configs import mnist_diffusion
 from elt_jax import evaluate, files
+from elt_jax.data import sources
 from elt_jax.evals import (
   adm,
   fid,
+  fid_reference,
   frechet,
   image_metrics,
   inception,
@@ -129,18 +131,18 @@ def test_precision_and_recall_by_their_definition():
 def test_samples_are_written_part_by_part(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), np.uint8)
   path = tmp_path / 'samples.npz'
-  with adm.writing(path, 7) as add:
-    add(images[:4])
-    add(images[4:])
+  with adm.writing(path, 7) as file:
+    file.add(images[:4])
+    file.add(images[4:])
   found = files.read_npz(path)
   assert list(found) == ['arr_0']
   np.testing.assert_array_equal(found['arr_0'], images)
   np.testing.assert_array_equal(adm.Reference(path).images(), images)
   with (
     pytest.raises(ValueError, match='4 of 8 images'),
-    adm.writing(tmp_path / 'half.npz', 8) as add,
+    adm.writing(tmp_path / 'half.npz', 8) as file,
   ):
-    add(images[:4])
+    file.add(images[:4])
   assert not (tmp_path / 'half.npz').exists()
 
 
@@ -259,6 +261,65 @@ def test_the_inception_score_takes_no_reference(workdir, files_of_user):
   (workdir / 'metrics.json').unlink()
 
 
+def test_a_reference_is_made_of_the_training_set(
+  workdir, files_of_user, monkeypatch
+):
+  """Moments of all of it, some images; in parts, and once."""
+  monkeypatch.setattr(fid_reference, '_KEPT', 100)
+  sizes = {'pool': ('mu', 'sigma', 16), 'spatial': ('mu_s', 'sigma_s', 12)}
+  monkeypatch.setattr(adm, '_MOMENTS', sizes)  # Of the stand-in's features.
+  args = [f'--workdir={workdir}', '--num=20', '--metrics=fid,sfid,pr']
+  call(evaluate, *args, '--loops=1', files_of_user[1], '--save_samples')
+  made = workdir / 'fid-train.npz'
+  images = np.broadcast_to(sources.mnist('train').images, (4500, 28, 28, 3))
+  there = network(images)
+  for names, features in (('mu sigma', 'pool'), ('mu_s sigma_s', 'spatial')):
+    kept = files.read_npz(made, names.split()).values()
+    for found, wanted in zip(
+      kept, frechet.moments(getattr(there, features)), strict=True
+    ):
+      np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  some = adm.Reference(made).images()
+  assert some.shape == (100, 28, 28, 3)
+  of_set = {image.tobytes() for image in images}
+  assert len({image.tobytes() for image in some} & of_set) == 100
+  # In the order of the set they would not be of all classes alike.
+  assert (some != images[:100]).any()
+
+  (row,) = rows(workdir)
+  samples = adm.Reference(workdir / 'samples-1.npz').images()
+  drawn = network(samples)
+  distance = frechet.frechet_distance(
+    *frechet.moments(drawn.pool), *frechet.moments(there.pool)
+  )
+  assert row['fid'] == pytest.approx(distance, rel=1e-5)
+  assert (row['precision'], row['recall']) == image_metrics.precision_recall(
+    network(some).pool, drawn.pool
+  )
+  recipe = json.loads((workdir / 'metrics.json').read_text())['recipe']
+  assert recipe['reference'] == adm.Reference(made).recipe()
+  assert recipe['reference']['source'] == 'mnist'
+
+  # It is not made again, serves by its name, and is of one network.
+  monkeypatch.setattr(fid_reference, 'make', None)
+  call(evaluate, *args, '--loops=2', files_of_user[1])
+  (workdir / 'metrics.json').unlink()
+  call(evaluate, *args, '--loops=1', files_of_user[1], f'--reference={made}')
+  assert rows(workdir)[0]['fid'] == pytest.approx(row['fid'])
+  (workdir / 'metrics.json').unlink()
+  recipe = fid_reference.make_recipe(mnist_diffusion.get_config(), 'g')
+  with pytest.raises(ValueError, match='is of inception = f, not g: move it'):
+    fid_reference.found(made, recipe)
+  made.unlink()
+
+
+def test_public_weights_have_no_training_set_here():
+  config = mnist_diffusion.get_config()
+  config.data.source = ''
+  with pytest.raises(ValueError, match='are not here to measure against'):
+    fid_reference.make_recipe(config, 'f')
+
+
 def test_a_draw_in_parts_is_that_of_the_whole(workdir):
   from elt_jax import sample
 
@@ -303,7 +364,6 @@ def test_each_column_is_of_its_own_features(tmp_path):
     (['--i3d=x.pt'], 'is of --metrics'),
     (['--metrics=fid,fid'], 'each once; got fid,fid'),
     (['--metrics=fid', '--num=10'], 'Set --num=20, or give --unequal'),
-    (['--metrics=fid', '--reference='], '--reference is required'),
     (['--metrics=fid', '--refine=rounds=1'], 'efine'),
     ([], '--reference is of --metrics'),
   ],

@@ -3,13 +3,16 @@
     arr_0            uint8 [n, h, w, 3], images
     mu, sigma        of their pool features, [2048] and [2048, 2048]
     mu_s, sigma_s    of their spatial features, [2023] and [2023, 2023]
+    recipe           JSON, of those made here (`evals.fid_reference`)
 
 A reference as it is published, VIRTUAL_imagenet256_labeled.npz, has the moments
 of the whole training set and 10,000 of its images; samples have arr_0 alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
+import json
+from typing import Any
 import zipfile
 
 from etils import epath
@@ -84,6 +87,21 @@ class Reference:
       shape, _, _ = read(member)
     return shape[0]
 
+  def recipe(self) -> dict[str, Any]:
+    """Of which images it is; {} where that is not known.
+
+    Raises:
+      ValueError: if it is damaged.
+    """
+    if 'recipe' not in self.names:
+      return {}
+    text = str(files.read_npz(self.path, ('recipe',))['recipe'])
+    try:
+      found = json.loads(text)
+    except ValueError as e:
+      raise ValueError(f'{self.path} is damaged: its recipe is {text}.') from e
+    return found
+
   def images(self) -> np.ndarray:
     """uint8 [n, h, w, c].
 
@@ -99,13 +117,47 @@ class Reference:
     return images
 
 
-@contextlib.contextmanager
-def writing(
-  path: epath.PathLike, count: int
-) -> Iterator[Callable[[np.ndarray], None]]:
-  """Yields a function that adds images to arr_0, of `count` in all.
+class Writer:
+  """Adds images to arr_0, then what is known of them; see `writing`."""
 
-  Images are never all in memory: 50,000 of 256 x 256 take 10 GB.
+  def __init__(self, archive: zipfile.ZipFile, count: int):
+    self._archive, self._count = archive, count
+    self._images = archive.open('arr_0.npy', 'w', force_zip64=True)
+    self.added = 0
+
+  def add(self, images: np.ndarray) -> None:
+    """Takes in uint8 [n, h, w, c], or clips."""
+    if not self.added:
+      header = np.lib.format.header_data_from_array_1_0(images)
+      header['shape'] = (self._count, *images.shape[1:])
+      np.lib.format.write_array_header_1_0(self._images, header)
+    self._images.write(np.ascontiguousarray(images).tobytes())
+    self.added += len(images)
+
+  def close(self) -> None:
+    self._images.close()
+
+  def describe(
+    self,
+    moments: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    recipe: Mapping[str, Any],
+  ) -> None:
+    """Adds (mean, covariance) of 'pool' and 'spatial', after all images."""
+    self.close()
+    arrays = {'recipe': np.array(json.dumps(recipe))}
+    for features, (mean, covariance) in moments.items():
+      name_of_mean, name_of_covariance, _ = _MOMENTS[features]
+      arrays |= {name_of_mean: mean, name_of_covariance: covariance}
+    for name, value in arrays.items():
+      with self._archive.open(f'{name}.npy', 'w', force_zip64=True) as member:
+        np.lib.format.write_array(member, value, allow_pickle=False)
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike, count: int) -> Iterator[Writer]:
+  """Yields what writes `count` images to a file.
+
+  They are never all in memory: 50,000 of 256 x 256 take 10 GB.
 
   Raises:
     ValueError: if there were fewer or more.
@@ -113,19 +165,10 @@ def writing(
   with (
     files.replacing(path) as temporary,
     zipfile.ZipFile(temporary, 'w') as archive,
-    archive.open('arr_0.npy', 'w', force_zip64=True) as member,
+    contextlib.closing(Writer(archive, count)) as writer,
   ):
-    added = 0
-
-    def add(images: np.ndarray) -> None:
-      nonlocal added
-      if not added:
-        header = np.lib.format.header_data_from_array_1_0(images)
-        header['shape'] = (count, *images.shape[1:])
-        np.lib.format.write_array_header_1_0(member, header)
-      member.write(np.ascontiguousarray(images).tobytes())
-      added += len(images)
-
-    yield add
-    if added != count:
-      raise ValueError(f'{path}: {added} of {count} images were written.')
+    yield writer
+    if writer.added != count:
+      raise ValueError(
+        f'{path}: {writer.added} of {count} images were written.'
+      )

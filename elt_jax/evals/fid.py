@@ -7,7 +7,7 @@ from etils import epath
 import numpy as np
 from tqdm import tqdm
 
-from elt_jax.evals import adm, image_metrics
+from elt_jax.evals import adm, fid_reference, image_metrics
 from elt_jax.evals.frechet import Samples
 from elt_jax.evals.inception import Features
 from elt_jax.evals.metrics import Measure
@@ -27,25 +27,34 @@ class Images(Measure):
   def __init__(
     self,
     metrics: Sequence[str],
-    file: adm.Reference | None,
     network: Any,
     num: int,
-    num_classes: int,
+    pixels: Any,
+    workdir: epath.PathLike,
+    file: adm.Reference | None = None,
   ):
-    """Reads nothing yet.
+    """Looks for the reference that was made before, and reads nothing yet.
 
     Args:
       metrics: of `METRICS`.
-      file: what is measured against; None where that is nothing, as of 'is'.
       network: features of images, with their fingerprint.
       num: images of a row.
-      num_classes: of the model.
+      pixels: config of the model's data set of images.
+      workdir: where the reference is kept that is made of its training set.
+      file: a reference to take in its place.
+
+    Raises:
+      ValueError: as `fid_reference.make_recipe` and `fid_reference.found`.
     """
     self._metrics, self._file, self._network = metrics, file, network
-    self._num, self._num_classes = num, num_classes
+    self._num, self._pixels, self._made = num, pixels, None
+    self._path = epath.Path(workdir) / fid_reference.NAME
+    if not file and list(metrics) != ['is']:
+      self._made = fid_reference.make_recipe(pixels, network.fingerprint)
+      self._file = fid_reference.found(self._path, self._made)
     self.recipe = {
       'metrics': list(metrics),
-      'reference': epath.Path(file.path).name if file else None,
+      'reference': epath.Path(file.path).name if file else self._made,
       'inception': network.fingerprint,
       'preprocessing': 'uint8; TensorFlow 1 bilinear to 299 x 299',
       'is_split': image_metrics.IS_SPLIT,
@@ -53,10 +62,15 @@ class Images(Measure):
     }
 
   def prepare(self) -> None:
+    if self._made and not self._file:
+      self._file = fid_reference.make(
+        self._path, self._pixels, self._made, self._network
+      )
     self._reference = Reference(self._file, self._network, self._metrics)
 
   def start(self) -> 'Seen':
-    return Seen(self._network, self._metrics, self._num, self._num_classes)
+    classes = self._pixels.data.num_classes
+    return Seen(self._network, self._metrics, self._num, classes)
 
   def row(self, seen: 'Seen') -> dict[str, float]:
     return self._reference.measure(seen, self._metrics)

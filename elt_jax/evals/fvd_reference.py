@@ -9,19 +9,18 @@ An .npz of mu [400] and sigma [400, 400] alone is a reference too.
 """
 
 from collections.abc import Callable, Mapping
-from concurrent import futures
 import dataclasses
 import json
 from typing import Any
 
 from etils import epath
 import numpy as np
-from tqdm import tqdm
 
-from elt_jax import files, viz
+from elt_jax import files
 from elt_jax.data import sources
 from elt_jax.evals.frechet import Moments
 from elt_jax.evals.i3d_network import CLASSES
+from elt_jax.evals.training_set import in_parts
 
 # Clips in memory at a time.
 _PART = 64
@@ -100,28 +99,15 @@ def measured(
     return source[index]
 
   found, labels = [], []
-  with (
-    futures.ThreadPoolExecutor(config.data.num_threads) as pool,
-    tqdm(total=total, desc='reference') as progress,
-  ):
-    for first in range(0, total, count):
-      moments = Moments()
-      for start in range(first, first + count, _PART):
-        part = range(start, min(start + _PART, first + count))
-        examples = list(pool.map(read, part))
-        labels += [example['label'] for example in examples]
-        moments.add(network(_rgb([e['image'] for e in examples])))
-        progress.update(len(part))
-      found.append(moments.read())
-  return Reference(found, count, np.array(labels, np.int32), recipe)
-
-
-def _rgb(clips: list[np.ndarray]) -> np.ndarray:
-  """[f, h, w, 1 or 3] each, bytes or in [-1, 1] -> uint8 [n, f, h, w, 3]."""
-  stacked = np.stack(clips)
-  if stacked.dtype != np.uint8:
-    stacked = viz.to_uint8(stacked)
-  return np.broadcast_to(stacked, (*stacked.shape[:-1], 3))
+  for first in range(0, total, count):
+    moments, places = Moments(), range(first, first + count)
+    for clips, of_clips in in_parts(
+      read, places, _PART, config.data.num_threads
+    ):
+      moments.add(network(clips))
+      labels.append(of_clips)
+    found.append(moments.read())
+  return Reference(found, count, np.concatenate(labels), recipe)
 
 
 def write(path: epath.PathLike, reference: Reference) -> None:

@@ -123,7 +123,7 @@ def evaluate(
       sinks = [each.add for each in seen]
       if save_samples and jax.process_index() == 0:
         kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
-        sinks.append(stack.enter_context(adm.writing(kept, num)))
+        sinks.append(stack.enter_context(adm.writing(kept, num)).add)
       cost = _draw_into(draw, params, loops, labels, seed, sinks)
     row = {'loops': loops.label}
     for measure, each in zip(measures, seen, strict=True):
