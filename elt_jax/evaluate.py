@@ -163,8 +163,9 @@ def _images(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
   if file and not args.unequal:
     fid.check_count(file, args.metrics, args.num)
   network = inception.Inception(inception.load(cli.required(args, 'inception')))
-  of_run = pixels, args.workdir
-  return [fid.Images(args.metrics, network, args.num, *of_run, file)]
+  return [
+    fid.Images(args.metrics, network, args.num, pixels, args.workdir, file)
+  ]
 
 
 def _clips(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
@@ -174,9 +175,16 @@ def _clips(args: flags.FlagValues, pixels: Any) -> list[metrics.Measure]:
   if 'fvd' in args.metrics:
     weights = i3d.load(cli.required(args, 'i3d'))
     network = i3d.I3D(weights, protocol.resizing)
-    reference = args.reference, args.unequal
-    of_run = pixels, args.workdir
-    measures.append(fvd.Fvd(protocol, network, *of_run, *reference))
+    measures.append(
+      fvd.Fvd(
+        protocol,
+        network,
+        pixels,
+        args.workdir,
+        file=args.reference,
+        unequal=args.unequal,
+      )
+    )
   if 'is' in args.metrics:
     weights = c3d.load(
       cli.required(args, 'c3d'), cli.required(args, 'c3d_mean')

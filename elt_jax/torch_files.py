@@ -93,12 +93,17 @@ class _Unpickler(Unpickler):
     kind, dtype, key, _, size = pid[:5]
     if kind != 'storage':
       raise Refused(f'it points to {kind!r}, which is no storage.')
+    if any(of_view is not None for of_view in pid[5:]):
+      raise Refused('it has views of storages: save it with PyTorch >= 1.6.')
     return _Storage(str(key), np.dtype(dtype), int(size))
 
 
 def _read_zip(path: pathlib.Path) -> Any:
   with zipfile.ZipFile(path) as archive:
-    (data,) = [n for n in archive.namelist() if n.endswith('/data.pkl')]
+    data = [n for n in archive.namelist() if n.endswith('/data.pkl')]
+    if len(data) != 1:
+      raise Refused('it is an archive of something else.')
+    (data,) = data
     root = data.removesuffix('data.pkl')
     if f'{root}constants.pkl' in archive.namelist():
       raise Refused('it is a TorchScript program, and no state dict.')
@@ -130,6 +135,8 @@ def _read_stream(path: pathlib.Path) -> Any:
     storages = {
       tensor.storage.key: tensor.storage for tensor in _tensors(found)
     }
+    if not storages.keys() >= set(keys):
+      raise Refused('it has tensors elsewhere than in one dict of arrays.')
     # One after the other, in the order of their keys.
     cache = {key: _next_storage(file, storages[key]) for key in keys}
     return _arrays(found, lambda storage: cache[storage.key])

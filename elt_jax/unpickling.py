@@ -4,7 +4,7 @@ A pickle may call any function; one of these stops at the first that is not
 known, before anything has run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import pathlib
 import pickle
@@ -15,18 +15,37 @@ class Refused(ValueError):
   """The pickle asks for, or holds, what is not known."""
 
 
+class _Sealed:
+  """A function that a pickle can call, and not change.
+
+  Pickles set the attributes of what they name, a function's defaults too.
+  """
+
+  __slots__ = ('_function',)
+
+  def __init__(self, function: Callable[..., Any]):
+    self._function = function
+
+  def __call__(self, *args: Any) -> Any:
+    return self._function(*args)
+
+  def __setstate__(self, state: Any) -> None:
+    raise Refused('it would change what makes arrays; nothing was run.')
+
+
 class Unpickler(pickle.Unpickler):
   """Reads a pickle of the names that a subclass knows.
 
   Attributes:
-    known: (module, name) -> what stands for it.
+    known: (module, name) -> the function or type that stands for it.
   """
 
   known: ClassVar[Mapping[tuple[str, str], Any]]
 
   def find_class(self, module: str, name: str) -> Any:
     if (module, name) in self.known:
-      return self.known[module, name]
+      found = self.known[module, name]
+      return found if isinstance(found, type) else _Sealed(found)
     raise Refused(
       f'it asks for {module}.{name}, which arrays do not take; nothing was run.'
     )

@@ -128,6 +128,10 @@ def test_precision_and_recall_by_their_definition():
 # ---- Files -------------------------------------------------------------------
 
 
+def all_images(path):
+  return np.concatenate(list(adm.Reference(path).images(size=3)))
+
+
 def test_samples_are_written_part_by_part(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (7, 4, 5, 3), np.uint8)
   path = tmp_path / 'samples.npz'
@@ -137,7 +141,11 @@ def test_samples_are_written_part_by_part(tmp_path):
   found = files.read_npz(path)
   assert list(found) == ['arr_0']
   np.testing.assert_array_equal(found['arr_0'], images)
-  np.testing.assert_array_equal(adm.Reference(path).images(), images)
+  np.testing.assert_array_equal(all_images(path), images)
+  # In the order of rows, whatever that of the memory.
+  with adm.writing(path, 7) as file:
+    file.add(np.asfortranarray(images))
+  np.testing.assert_array_equal(all_images(path), images)
   with (
     pytest.raises(ValueError, match='4 of 8 images'),
     adm.writing(tmp_path / 'half.npz', 8) as file,
@@ -156,7 +164,13 @@ def test_samples_are_written_part_by_part(tmp_path):
       r'mu is float64 \(64,\); expected finite numbers of shape \(2048,\)',
     ),
     ({'arr_0': np.zeros((3, 8, 8, 3))}, 'arr_0 is float64 .*expected images'),
-    ({'arr_0': np.array([None, 1])}, 'is not a readable .npz file'),
+    ({'arr_0': np.array([None, 1])}, r'arr_0 is object \(2,\)'),
+    ({'arr_0': np.zeros((3, 8, 8, 4), np.uint8)}, 'h, w, 1 or 3'),
+    ({'arr_0': np.uint8(3)}, r'arr_0 is uint8 \(\)'),
+    (
+      {'arr_0': np.zeros((2, 3, 4, 3), np.uint8, order='F')},
+      'is stored by columns',
+    ),
   ],
 )
 def test_references_of_another_kind_are_refused(tmp_path, arrays, message):
@@ -229,7 +243,7 @@ def test_a_row_per_loop_count_from_samples_drawn_in_parts(
   first = rows(workdir)
   assert [row['loops'] for row in first] == [1, 2]
   # The samples that were kept give the same numbers.
-  samples = adm.Reference(workdir / 'samples-2.npz').images()
+  samples = all_images(workdir / 'samples-2.npz')
   assert samples.shape == (20, 28, 28, 3)
   assert len(np.unique(samples.reshape(20, -1), axis=0)) == 20
   seen = fid.Seen(network, ['fid', 'sfid', 'is', 'pr'], 20, 10)
@@ -248,8 +262,35 @@ def test_a_row_per_loop_count_from_samples_drawn_in_parts(
   assert rows(workdir)[0]['fid'] == pytest.approx(first[1]['fid'], rel=1e-6)
   monkeypatch.setattr(metrics, '_draw_into', None)
   call(evaluate, *args, '--loops=2')
-  with pytest.raises(ValueError, match='is of seed = 0, not 1'):
-    call(evaluate, *args, '--loops=2', '--seed=1')
+  for changes, message in (
+    (['--seed=1'], 'is of seed = 0, not 1'),
+    (['--watch=state'], 'is of watch = output, not state'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      call(evaluate, *args, '--loops=2', *changes)
+  (workdir / 'samples-2.npz').unlink()
+  with pytest.raises(ValueError, match='has the row of 2, and .*samples-2.npz'):
+    call(evaluate, *args, '--loops=2', '--save_samples')
+  # Another reference under the same name.
+  path = files_of_user[0].partition('=')[2]
+  np.savez(path, arr_0=samples)
+  with pytest.raises(ValueError, match='is of reference = '):
+    call(evaluate, *args, '--loops=2')
+  (workdir / 'metrics.json').unlink()
+
+
+def test_rows_of_another_schedule_are_measured_anew(workdir, files_of_user):
+  args = [f'--workdir={workdir}', '--num=20', '--metrics=is', files_of_user[1]]
+  call(evaluate, *args, '--loops=explicit:1x1+1x2')
+  report = json.loads((workdir / 'metrics.json').read_text())
+  (row,) = report['rows']
+  assert row['schedule'] == 'explicit:1x1+1x2'
+  # As a calibration that was made again would leave it.
+  report['rows'] = [row | {'schedule': 'explicit:2x1', 'is': 0.0}]
+  (workdir / 'metrics.json').write_text(json.dumps(report))
+  call(evaluate, *args, '--loops=explicit:1x1+1x2')
+  (again,) = rows(workdir)
+  assert again['is'] == row['is'] and again['schedule'] == row['schedule']
   (workdir / 'metrics.json').unlink()
 
 
@@ -279,7 +320,7 @@ def test_a_reference_is_made_of_the_training_set(
       kept, frechet.moments(getattr(there, features)), strict=True
     ):
       np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-  some = adm.Reference(made).images()
+  some = all_images(made)
   assert some.shape == (100, 28, 28, 3)
   of_set = {image.tobytes() for image in images}
   assert len({image.tobytes() for image in some} & of_set) == 100
@@ -287,7 +328,7 @@ def test_a_reference_is_made_of_the_training_set(
   assert (some != images[:100]).any()
 
   (row,) = rows(workdir)
-  samples = adm.Reference(workdir / 'samples-1.npz').images()
+  samples = all_images(workdir / 'samples-1.npz')
   drawn = network(samples)
   distance = frechet.frechet_distance(
     *frechet.moments(drawn.pool), *frechet.moments(there.pool)
@@ -300,7 +341,7 @@ def test_a_reference_is_made_of_the_training_set(
   assert recipe['reference'] == adm.Reference(made).recipe()
   assert recipe['reference']['source'] == 'mnist'
 
-  # It is not made again, serves by its name, and is of one network.
+  # It is not made again, serves by its name, and is of one network and size.
   monkeypatch.setattr(fid_reference, 'make', None)
   call(evaluate, *args, '--loops=2', files_of_user[1])
   (workdir / 'metrics.json').unlink()
@@ -308,8 +349,13 @@ def test_a_reference_is_made_of_the_training_set(
   assert rows(workdir)[0]['fid'] == pytest.approx(row['fid'])
   (workdir / 'metrics.json').unlink()
   recipe = fid_reference.make_recipe(mnist_diffusion.get_config(), 'g')
-  with pytest.raises(ValueError, match='is of inception = f, not g: move it'):
+  with pytest.raises(ValueError, match='is of inception = f, not g. Move it'):
     fid_reference.found(made, recipe)
+  other = mnist_diffusion.get_config()
+  other.data.update({'image_size': 32, 'source': ''})
+  of_run = inception.Inception(''), 20, other, workdir
+  with pytest.raises(ValueError, match='is of image_size = 28, not 32'):
+    fid.Images(['fid'], *of_run, adm.Reference(made))
   made.unlink()
 
 
@@ -361,10 +407,9 @@ def test_each_column_is_of_its_own_features(tmp_path):
     ),
     (['--metrics=fvd'], 'each once; got fvd'),
     (['--metrics=fid', '--i3d=x.pt'], '--i3d is of clips'),
-    (['--i3d=x.pt'], 'is of --metrics'),
     (['--metrics=fid,fid'], 'each once; got fid,fid'),
     (['--metrics=fid', '--num=10'], 'Set --num=20, or give --unequal'),
-    (['--metrics=fid', '--refine=rounds=1'], 'efine'),
+    (['--metrics=fid', '--commit'], 'no --refine, --task or --commit'),
     ([], '--reference is of --metrics'),
   ],
 )

@@ -32,7 +32,6 @@ SMALL = {
   'model.patch_frames': 8,
   'data.num_frames': FRAMES,
   'data.image_size': SIDE,
-  'data.num_threads': 3,
   'train.num_steps': 2,
   'train.batch_size': 8,
   'train.sample_every_steps': 0,
@@ -170,7 +169,7 @@ def test_the_score_stands_beside_the_distance(run, monkeypatch):
   args += ['--loops=1', '--save_samples']
   measure(run, *args, '--metrics=is,fvd')
   (row,) = report(run)['rows']
-  assert list(row)[:4] == ['loops', 'fvd', 'is', 'is_std']
+  assert list(row)[:5] == ['loops', 'schedule', 'fvd', 'is', 'is_std']
   samples = np.load(run / 'samples-1.npz')['arr_0']
   p = Classifier(('c3d.npz', 'mean2.npz'))(samples)
   # Ten parts: of 2 samples each, every fifth of 3.
@@ -183,14 +182,29 @@ def test_the_score_stands_beside_the_distance(run, monkeypatch):
   assert recipe['labels'] == 'of the clips of the reference'
   (run / 'metrics.json').unlink()
   measure(run, *args, '--metrics=is')
-  assert list(report(run)['rows'][0])[:3] == ['loops', 'is', 'is_std']
+  columns = list(report(run)['rows'][0])
+  assert columns[:4] == ['loops', 'schedule', 'is', 'is_std']
   assert report(run)['recipe']['labels'] == 'balanced'
 
 
 def test_protocols_are_as_published():
   magvit, stylegan_v = fvd.PROTOCOLS['magvit'], fvd.PROTOCOLS['stylegan_v']
   assert (magvit.num, magvit.repeats) == (10_000, 4)
+  assert magvit.resizing == 'TensorFlow 1'
   assert (stylegan_v.num, stylegan_v.repeats) == (2048, 1)
+  assert stylegan_v.resizing == 'half pixels'
+
+
+@pytest.mark.parametrize('name', list(fvd.PROTOCOLS))
+def test_the_network_resizes_as_the_protocol_does(run, monkeypatch, name):
+  protocol = dataclasses.replace(fvd.PROTOCOLS[name], num=4, repeats=1)
+  monkeypatch.setitem(fvd.PROTOCOLS, name, protocol)
+  asked = []
+  made = lambda params, kind: asked.append(kind) or Network(params, kind)
+  monkeypatch.setattr(i3d, 'I3D', made)
+  measure(run, f'--protocol={name}', '--loops=1')
+  assert asked == [protocol.resizing]
+  assert protocol.resizing in report(run)['recipe']['preprocessing']
 
 
 def test_a_reference_serves_other_runs(run, tmp_path):
@@ -261,16 +275,17 @@ def clips_config(**changes):
   return config
 
 
-def test_windows_are_drawn_anew_and_the_same_on_any_threads():
+def test_windows_are_drawn_anew_and_the_same_in_any_parts(monkeypatch):
   found = []
-  for threads in (1, 4):
-    config = clips_config(num_frames=9, num_threads=threads)
-    recipe = fvd_reference.make_recipe(config, 70, 2, 'as it is', 'f')
+  config = clips_config(num_frames=9)
+  recipe = fvd_reference.make_recipe(config, 70, 2, 'as it is', 'f')
+  for size in (64, 9):
+    monkeypatch.setattr(fvd_reference, '_PART', size)
     found.append(fvd_reference.measured(config, recipe, Network()))
-  one, four = found
-  for a, b in zip(one.moments, four.moments):
-    np.testing.assert_array_equal(a[0], b[0])
-  np.testing.assert_array_equal(one.labels, four.labels)
+  one, other = found
+  for a, b in zip(one.moments, other.moments):
+    np.testing.assert_allclose(a[0], b[0], rtol=1e-12)
+  np.testing.assert_array_equal(one.labels, other.labels)
   assert one.labels.shape == (140,)
   assert np.abs(one.moments[0][0] - one.moments[1][0]).max() > 0
   # More than there are: every epoch has other windows.
@@ -356,6 +371,9 @@ def test_references_seen_otherwise_are_refused(tmp_path):
   assert make(tmp_path, kept, **other).recipe['reference']['source'] == (
     'moving_mnist'
   )
+  # Its classes are those of another set then, and not asked for.
+  assert 'labels' not in make(tmp_path, kept, **other).recipe
+  assert 'labels' in make(tmp_path, kept, num_frames=9).recipe
   with pytest.raises(ValueError, match='has 2 repeats, and 1 are compared'):
     two = {'mu': np.stack([MU] * 2), 'sigma': np.stack([SIGMA] * 2)}
     np.savez(tmp_path / 'two.npz', **two)
@@ -369,3 +387,8 @@ def test_clips_of_other_lengths_are_refused(tmp_path, frames, protocol):
   found = fvd.PROTOCOLS.get(protocol, fvd.Protocol('', 6))
   with pytest.raises(ValueError, match=f'16 frames.*the model draws {frames}'):
     make(tmp_path, num_frames=frames, protocol=found)
+
+
+def test_protocols_are_of_frames_in_a_row(tmp_path):
+  with pytest.raises(ValueError, match='the model draws every 4th'):
+    make(tmp_path, frame_stride=4, protocol=fvd.PROTOCOLS['magvit'])

@@ -110,9 +110,20 @@ class Evil:
 def test_nothing_in_a_file_is_run(tmp_path, suffix):
   trap, path = tmp_path / 'trap', tmp_path / f'x.{suffix}'
   path.write_bytes(pickle.dumps({'params': Evil(str(trap))}))
-  with pytest.raises(ValueError, match='x.'):
+  with pytest.raises(ValueError, match=f'x.{suffix}'):
     i3d.load(path)
   assert not trap.exists()
+
+
+def test_a_pickle_changes_nothing_that_it_names(tmp_path):
+  """BUILD sets attributes, here the defaults of a function."""
+  path = tmp_path / 'x.ckpt'
+  name = b'cnumpy.core.multiarray\n_reconstruct\n'
+  path.write_bytes(b'\x80\x02' + name + b'N}X\x0c\x00\x00\x00__defaults__')
+  path.write_bytes(path.read_bytes() + b'K\x01\x85s\x86b.')
+  with pytest.raises(ValueError, match='it would change what makes arrays'):
+    pickled_arrays.read(path)
+  assert pickled_arrays._reconstruct.__defaults__ is None
 
 
 def test_other_files_are_refused(weights, tmp_path):

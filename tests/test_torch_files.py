@@ -118,6 +118,29 @@ def test_tensors_of_before_pytorch_0_4_are_read(tmp_path):
   np.testing.assert_array_equal(torch_files.read_state_dict(path)['a'], [1, 2])
 
 
+def test_views_of_storages_are_refused(tmp_path):
+  """Which PyTorch 0.3 kept beside them."""
+  view = b'(X\x01\0\0\x001K\x01K\x02t'
+  data = pickled(1, 2, 1).replace(b'K\x03tQ', b'K\x03' + view + b'tQ')
+  with pytest.raises(ValueError, match='it has views of storages'):
+    torch_files.read_state_dict(in_stream(tmp_path / 'x.pth', data))
+
+
+def test_tensors_in_dicts_of_dicts_are_refused(tmp_path):
+  data = pickled(1, 2, 1)
+  inner = data[2:-1]
+  nested = b'\x80\x02}X\x01\0\0\0b' + inner + b's.'
+  keys = pickle.dumps(['0'])
+  for wrap, more in ((in_zip, b''), (in_stream, keys)):
+    path = wrap(tmp_path / 'x.pth', nested + more)
+    with pytest.raises(ValueError, match='does not hold a state|one dict of'):
+      torch_files.read_state_dict(path)
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('model.txt', '')
+  with pytest.raises(ValueError, match='an archive of something else'):
+    torch_files.read_state_dict(path)
+
+
 def test_programs_are_refused(tmp_path):
   path = in_zip(tmp_path / 'x.pt', pickled(1, 2, 1))
   with zipfile.ZipFile(path, 'a') as archive:

@@ -12,7 +12,8 @@ of the whole training set and 10,000 of its images; samples have arr_0 alone.
 from collections.abc import Iterator, Mapping
 import contextlib
 import json
-from typing import Any
+import math
+from typing import IO, Any
 import zipfile
 
 from etils import epath
@@ -71,21 +72,15 @@ class Reference:
     return found[mean].astype(np.float64), found[covariance].astype(np.float64)
 
   def count(self) -> int | None:
-    """How many images there are, which are not read; None without any."""
+    """How many images there are, which are not read; None without any.
+
+    Raises:
+      ValueError: if they are of another kind.
+    """
     if 'arr_0' not in self.names:
       return None
-    with (
-      epath.Path(self.path).open('rb') as file,
-      zipfile.ZipFile(file) as archive,
-      archive.open('arr_0.npy') as member,
-    ):
-      major, _ = np.lib.format.read_magic(member)
-      read = {
-        1: np.lib.format.read_array_header_1_0,
-        2: np.lib.format.read_array_header_2_0,
-      }[major]
-      shape, _, _ = read(member)
-    return shape[0]
+    with self._images() as (_, shape):
+      return shape[0]
 
   def recipe(self) -> dict[str, Any]:
     """Of which images it is; {} where that is not known.
@@ -102,19 +97,51 @@ class Reference:
       raise ValueError(f'{self.path} is damaged: its recipe is {text}.') from e
     return found
 
-  def images(self) -> np.ndarray:
-    """uint8 [n, h, w, c].
+  def images(self, size: int) -> Iterator[np.ndarray]:
+    """Yields uint8 [n, h, w, c], n at most `size`; all would fill the memory.
 
     Raises:
-      ValueError: if there are none, or of another kind.
+      ValueError: if they are of another kind, or cut short.
     """
-    images = files.read_npz(self.path, ('arr_0',))['arr_0']
-    if images.dtype != np.uint8 or images.ndim != 4:
-      raise ValueError(
-        f'{self.path}: arr_0 is {images.dtype} {images.shape}; expected '
-        'images, uint8 [n, h, w, c].'
-      )
-    return images
+    with self._images() as (member, (count, *shape)):
+      for start in range(0, count, size):
+        n = min(size, count - start)
+        data = member.read(n * math.prod(shape))
+        yield np.frombuffer(data, np.uint8).reshape(n, *shape)
+
+  @contextlib.contextmanager
+  def _images(self) -> Iterator[tuple[IO[bytes], tuple[int, ...]]]:
+    """Yields arr_0's bytes, from those of its first image on, and its shape."""
+    try:
+      with (
+        epath.Path(self.path).open('rb') as file,
+        zipfile.ZipFile(file) as archive,
+        archive.open('arr_0.npy') as member,
+      ):
+        major, _ = np.lib.format.read_magic(member)
+        read = {
+          1: np.lib.format.read_array_header_1_0,
+          2: np.lib.format.read_array_header_2_0,
+        }[major]
+        shape, by_columns, dtype = read(member)
+        if dtype != np.uint8 or len(shape) != 4 or shape[-1] not in (1, 3):
+          raise _Other(
+            f'arr_0 is {dtype} {shape}; expected images, uint8 [n, h, w, 1 or '
+            '3]'
+          )
+        if by_columns:
+          raise _Other('arr_0 is stored by columns; save a C-ordered copy')
+        yield member, shape
+    except _Other as e:
+      raise ValueError(f'{self.path}: {e}.') from None
+    except (OSError, GeneratorExit):
+      raise
+    except Exception as e:  # Of a damaged file: zlib's, and any of a header.
+      raise ValueError(f'{self.path} is not a readable .npz file: {e}') from e
+
+
+class _Other(ValueError):
+  """The file has images of another kind."""
 
 
 class Writer:
@@ -128,8 +155,11 @@ class Writer:
   def add(self, images: np.ndarray) -> None:
     """Takes in uint8 [n, h, w, c], or clips."""
     if not self.added:
-      header = np.lib.format.header_data_from_array_1_0(images)
-      header['shape'] = (self._count, *images.shape[1:])
+      header = {
+        'descr': np.lib.format.dtype_to_descr(images.dtype),
+        'fortran_order': False,
+        'shape': (self._count, *images.shape[1:]),
+      }
       np.lib.format.write_array_header_1_0(self._images, header)
     self._images.write(np.ascontiguousarray(images).tobytes())
     self.added += len(images)

@@ -168,7 +168,7 @@ def recipe_of_samples(draw: Draw, step: int, num: int) -> dict[str, Any]:
     'sampler': s.method,
     'num_steps': s.num_steps,
     'batch_size': draw.batch_size,
-    **{name: s[name] for name in names},
+    **{name: s[name] for name in (*names, 'watch', 'clip')},
     'max_loops_in_training': config.model.max_loops,
     'gflops': (
       '2 per multiply-add, guidance passes included, tokenizer left out; '

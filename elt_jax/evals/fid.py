@@ -7,10 +7,12 @@ from etils import epath
 import numpy as np
 from tqdm import tqdm
 
+from elt_jax import files
 from elt_jax.evals import adm, fid_reference, image_metrics
 from elt_jax.evals.frechet import Samples
 from elt_jax.evals.inception import Features
 from elt_jax.evals.metrics import Measure
+from elt_jax.evals.resume import check_same
 
 # By their flag; each has a column or two.
 METRICS = ('fid', 'sfid', 'is', 'pr')
@@ -49,12 +51,16 @@ class Images(Measure):
     self._metrics, self._file, self._network = metrics, file, network
     self._num, self._pixels, self._made = num, pixels, None
     self._path = epath.Path(workdir) / fid_reference.NAME
-    if not file and list(metrics) != ['is']:
-      self._made = fid_reference.make_recipe(pixels, network.fingerprint)
+    of = pixels, network.fingerprint
+    if file and (theirs := file.recipe()):
+      wanted = fid_reference.seen_as(*of)
+      check_same(file.path, theirs, wanted, fid_reference.REMEDY)
+    elif not file and list(metrics) != ['is']:
+      self._made = fid_reference.make_recipe(*of)
       self._file = fid_reference.found(self._path, self._made)
     self.recipe = {
       'metrics': list(metrics),
-      'reference': epath.Path(file.path).name if file else self._made,
+      'reference': identity(file) if file else self._made,
       'inception': network.fingerprint,
       'preprocessing': 'uint8; TensorFlow 1 bilinear to 299 x 299',
       'is_split': image_metrics.IS_SPLIT,
@@ -140,10 +146,11 @@ class Reference:
         f'{file.path} has {file.names}, and no arr_0, the images that '
         f'--metrics={",".join(missing)} take.'
       )
-    images = file.images()
-    seen = Seen(network, missing, len(images), 1)
-    for start in tqdm(range(0, len(images), _PART), desc='reference'):
-      seen.add(images[start : start + _PART])
+    seen = Seen(network, missing, file.count(), 1)
+    with tqdm(total=file.count(), desc='reference') as progress:
+      for images in file.images(_PART):
+        seen.add(images)
+        progress.update(len(images))
     for metric in set(missing) & set(_FEATURES):
       self.moments[metric] = seen.samples[metric].read()
     if 'pr' in missing:
@@ -167,6 +174,15 @@ class Reference:
           self.pool, seen.pool
         )
     return row
+
+
+def identity(file: adm.Reference) -> dict[str, Any]:
+  """What a recipe says of a given reference."""
+  named = {
+    'file': epath.Path(file.path).name,
+    'fingerprint': files.fingerprint_of_npz(file.path),
+  }
+  return named | file.recipe()
 
 
 def check_count(file: adm.Reference, metrics: Iterable[str], num: int) -> None:

@@ -15,34 +15,37 @@ from elt_jax import hosts
 from elt_jax.data import sources
 from elt_jax.evals import adm
 from elt_jax.evals.frechet import Moments
+from elt_jax.evals.resume import check_same
 from elt_jax.evals.training_set import in_parts
 
 NAME = 'fid-train.npz'
+REMEDY = 'Move it away, or leave --reference out, to make one.'
 _KEPT, _PART = 10_000, 1024
 
 
-def make_recipe(pixels: Any, inception: str) -> dict[str, Any]:
-  """Of which images, and what saw them.
+def seen_as(pixels: Any, inception: str) -> dict[str, Any]:
+  """What images and reference must have in common.
 
   Args:
     pixels: config of the data set of images.
     inception: fingerprint of the network.
+  """
+  return {'image_size': pixels.data.image_size, 'inception': inception}
+
+
+def make_recipe(pixels: Any, inception: str) -> dict[str, Any]:
+  """Of which images it is, and how they were seen.
 
   Raises:
     ValueError: if the data set is not known, as of public weights.
   """
-  d = pixels.data
-  if not d.source:
+  if not pixels.data.source:
     raise ValueError(
       'The images this model was trained on are not here to measure against: '
       'give a --reference.'
     )
-  return {
-    'source': d.source,
-    'split': 'train',
-    'image_size': d.image_size,
-    'inception': inception,
-  }
+  which = {'source': pixels.data.source, 'split': 'train'}
+  return which | seen_as(pixels, inception)
 
 
 def found(path: epath.PathLike, recipe: dict[str, Any]) -> adm.Reference | None:
@@ -54,13 +57,7 @@ def found(path: epath.PathLike, recipe: dict[str, Any]) -> adm.Reference | None:
   if not epath.Path(path).exists():
     return None
   reference = adm.Reference(path)
-  there = reference.recipe()
-  for name, value in recipe.items():
-    if there.get(name) != value:
-      raise ValueError(
-        f'{path} is of {name} = {there.get(name)}, not {value}: move it away, '
-        'to make one of the training set, or give a --reference.'
-      )
+  check_same(path, reference.recipe(), recipe, REMEDY)
   return reference
 
 
@@ -83,8 +80,7 @@ def make(
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       file = stack.enter_context(adm.writing(path, kept))
-    threads = pixels.data.num_threads
-    for images, _ in in_parts(lambda i: source[i], order, _PART, threads):
+    for images, _ in in_parts(lambda i: source[i], order, _PART):
       features = network(images)
       for name, of_name in moments.items():
         of_name.add(getattr(features, name))

@@ -11,9 +11,12 @@ Every paper counts other clips, and their numbers do not compare:
                  metric_main.py, fvd2048_16f, isv2048_ucf). Frames are resized
                  with half pixels.
 
-Both are of 16 frames, at the resolution of the model, which I3D sees at
-224 x 224; a sample has the class of a clip of the reference. Here pixels are
-bytes before that, as in StyleGAN-V; MAGVIT leaves them unrounded.
+Both are of 16 frames in a row, at the resolution of the model, which I3D sees
+at 224 x 224. A sample has the class of a clip of the reference, where that is
+the model's own training set, and pixels are bytes. Otherwise than published:
+MAGVIT leaves its pixels unrounded; StyleGAN-V takes the first 2,048 videos by
+name, not any, draws the classes of samples from the whole data set, and divides
+covariances by n.
 """
 
 import dataclasses
@@ -22,11 +25,12 @@ from typing import Any
 from etils import epath
 import numpy as np
 
-from elt_jax import hosts
+from elt_jax import files, hosts
 from elt_jax.evals import fvd_reference
 from elt_jax.evals.frechet import Moments, frechet_distance
 from elt_jax.evals.i3d import I3D, LEAST_FRAMES
 from elt_jax.evals.metrics import Measure
+from elt_jax.evals.resume import check_same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,11 +134,23 @@ class Fvd(Measure):
     }
     if file:
       self.recipe['reference_file'] = self._path.name
-    if self._reference is None or self._reference.labels is not None:
+      self.recipe['reference_fingerprint'] = files.fingerprint_of_npz(file)
+    if self._reference is None or self._labels is not None:
       self.recipe['labels'] = 'of the clips of the reference'
+
+  @property
+  def _labels(self) -> np.ndarray | None:
+    """Of the reference's clips, if its classes are those of the model."""
+    same = self._reference.recipe.get('source') == self._made['source']
+    return self._reference.labels if same else None
 
   def _check_clips(self, pixels: Any) -> None:
     frames, name = pixels.data.num_frames, self._protocol.name
+    if name and pixels.data.frame_stride != 1:
+      raise ValueError(
+        f'--protocol={name} is of frames in a row; the model draws every '
+        f'{pixels.data.frame_stride}th (data.frame_stride).'
+      )
     if frames < LEAST_FRAMES or (name and frames != _FRAMES):
       raise ValueError(
         f'FVD is of clips of {_FRAMES} frames, and of at least {LEAST_FRAMES} '
@@ -146,13 +162,10 @@ class Fvd(Measure):
     reference, protocol = self._reference, self._protocol
     # Another set is taken as it is; seen otherwise it would not compare.
     free = ('source', 'split', 'ucf_split', 'count', 'repeats') if given else ()
-    for name, value in self._made.items():
-      there = reference.recipe.get(name, value if given else None)
-      if name not in free and there != value:
-        raise ValueError(
-          f'{self._path} is of {name} = {there}, not {value}: move it away, '
-          'and leave --reference out, to make one of the training set.'
-        )
+    if reference.recipe or not given:
+      fixed = {n: value for n, value in self._made.items() if n not in free}
+      remedy = 'Move it away, and leave --reference out, to make one.'
+      check_same(self._path, reference.recipe, fixed, remedy)
     repeats = len(reference.moments)
     if repeats not in (1, protocol.repeats):
       raise ValueError(
@@ -175,10 +188,9 @@ class Fvd(Measure):
       hosts.once('reference', write)
 
   def labels(self, num: int, num_classes: int) -> np.ndarray:
-    there = self._reference.labels
-    if there is None:
+    if self._labels is None:
       return super().labels(num, num_classes)
-    return np.resize(there, num)
+    return np.resize(self._labels, num)
 
   def start(self) -> Seen:
     return Seen(self._network, self._protocol)

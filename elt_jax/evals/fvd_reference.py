@@ -101,9 +101,7 @@ def measured(
   found, labels = [], []
   for first in range(0, total, count):
     moments, places = Moments(), range(first, first + count)
-    for clips, of_clips in in_parts(
-      read, places, _PART, config.data.num_threads
-    ):
+    for clips, of_clips in in_parts(read, places, _PART):
       moments.add(network(clips))
       labels.append(of_clips)
     found.append(moments.read())

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 import contextlib
 import json
 import time
-from typing import Any, Protocol
+from typing import Any
 
 from etils import epath
 import jax
@@ -22,18 +22,11 @@ from elt_jax.config import sample_shape
 from elt_jax.evals import adm, elastic
 from elt_jax.evals.resume import read_report
 from elt_jax.samplers.draw import Draw
-from elt_jax.samplers.loops import Loops
+from elt_jax.samplers.loops import Loops, explicit
 
 REPORT = 'metrics.json'
 # Drawn before a network sees them; all of them would fill the memory.
 _SAMPLES, _VALUES = 1024, 2**28
-
-
-class Seen(Protocol):
-  """What metrics take of samples that come in parts."""
-
-  def add(self, samples: np.ndarray) -> None:
-    """Takes in uint8 [n, (f,) h, w, 3]."""
 
 
 class Measure:
@@ -53,11 +46,11 @@ class Measure:
     return np.arange(num) % num_classes
 
   def start(self) -> Any:
-    """A new `Seen`."""
+    """What sees samples: `add` takes them in, uint8 [n, (f,) h, w, 3]."""
     raise NotImplementedError
 
   def row(self, seen: Any) -> dict[str, float]:
-    """The columns of samples, all of which were seen."""
+    """The columns of samples, all of which were added to `seen`."""
     raise NotImplementedError
 
 
@@ -97,7 +90,8 @@ def evaluate(
     save_samples: writes what is drawn to workdir/samples-LOOPS.npz.
 
   Raises:
-    ValueError: if the report there is of another recipe, or for `rebatch`.
+    ValueError: if the report there is of another recipe, for `rebatch`, or if
+      samples are to be saved of a row that is there without them.
   """
   if any(loops.rebatch for loops in schedules):
     raise ValueError(
@@ -111,8 +105,15 @@ def evaluate(
   recipe['seed'] = seed
   _, rows = read_report(path, 'metrics', recipe)
   report = {'recipe': recipe, 'rows': rows}
-  done = [row['loops'] for row in rows]
-  todo = [loops for loops in schedules if loops.label not in done]
+  done = {(row['loops'], row.get('schedule')) for row in rows}
+  todo = [s for s in schedules if (s.label, explicit(s.steps)) not in done]
+  kept = lambda loops: path.parent / f'samples-{_as_name(str(loops.label))}.npz'
+  for loops in schedules if save_samples else ():
+    if loops not in todo and not kept(loops).exists():
+      raise ValueError(
+        f'--save_samples: {path} has the row of {loops.label}, and '
+        f'{kept(loops)} is not there: move the report away to draw them again.'
+      )
   if todo:
     for measure in measures:
       measure.prepare()
@@ -122,12 +123,14 @@ def evaluate(
     with contextlib.ExitStack() as stack:
       sinks = [each.add for each in seen]
       if save_samples and jax.process_index() == 0:
-        kept = path.parent / f'samples-{_as_name(str(loops.label))}.npz'
-        sinks.append(stack.enter_context(adm.writing(kept, num)).add)
+        writer = stack.enter_context(adm.writing(kept(loops), num))
+        sinks.append(writer.add)
       cost = _draw_into(draw, params, loops, labels, seed, sinks)
-    row = {'loops': loops.label}
+    row = {'loops': loops.label, 'schedule': explicit(loops.steps)}
     for measure, each in zip(measures, seen, strict=True):
       row |= measure.row(each)
+    # Of a calibration that was made again, the old row goes.
+    rows[:] = [old for old in rows if old['loops'] != loops.label]
     rows.append(row | cost)
     text = json.dumps(report, indent=2) + '\n'
     hosts.once('row', lambda text=text: files.write_text(path, text))
@@ -174,7 +177,13 @@ def _part_size(draw: Draw) -> int:
 def table(report: dict[str, Any]) -> str:
   """The rows as text."""
   rows = report['rows']
-  others = ('loops', 'gflops_per_sample', 'seconds_per_sample', 'device')
+  others = (
+    'loops',
+    'schedule',
+    'gflops_per_sample',
+    'seconds_per_sample',
+    'device',
+  )
   columns = [name for name in rows[0] if name not in others]
   width = max(6, *(len(str(row['loops'])) for row in rows))
   head = ''.join(f'   {name:>11s}' for name in columns)

@@ -25,17 +25,24 @@ def read_report(
     return {}, []
   try:
     report = json.loads(path.read_text())
-    recipe, rows = report['recipe'], report['rows']
+    recipe, rows = dict(report['recipe'].items()), report['rows']
     for name in also:
       _ = recipe[name]
-  except (json.JSONDecodeError, KeyError, TypeError) as e:
+  except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as e:
     raise ValueError(
       f'{path} is no report of {kind} ({e!r}): move it away.'
     ) from e
-  for name, value in key.items():
-    if (there := recipe.get(name)) != value:
-      raise ValueError(
-        f'{path} is of {name} = {there}, not {value}. Move it away, or '
-        'give the same flags.'
-      )
+  check_same(path, recipe, key, 'Move it away, or give the same flags.')
   return recipe, rows
+
+
+def check_same(
+  path: epath.PathLike,
+  recipe: Mapping[str, Any],
+  wanted: Mapping[str, Any],
+  remedy: str,
+) -> None:
+  """Raises ValueError, with `remedy`, unless `recipe` says what is `wanted`."""
+  for name, value in wanted.items():
+    if (there := recipe.get(name)) != value:
+      raise ValueError(f'{path} is of {name} = {there}, not {value}. {remedy}')

@@ -13,28 +13,29 @@ Example = dict[str, Any]
 
 
 def in_parts(
-  read: Callable[[int], Example],
-  places: Sequence[int],
-  size: int,
-  num_threads: int,
+  read: Callable[[int], Example], places: Sequence[int], size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields (uint8 [n, (f,) h, w, 3], int32 [n]), images or clips and labels.
+
+  The next part is read while one is worked on.
 
   Args:
     read: place -> example, called by several threads.
     places: of the examples, in this order.
     size: most of a part.
-    num_threads: that read.
   """
+  parts = [places[i : i + size] for i in range(0, len(places), size)]
   with (
-    futures.ThreadPoolExecutor(num_threads) as pool,
+    futures.ThreadPoolExecutor() as pool,
     tqdm(total=len(places), desc='reference') as progress,
   ):
-    for start in range(0, len(places), size):
-      part = list(pool.map(read, places[start : start + size]))
-      labels = np.array([example['label'] for example in part], np.int32)
-      yield _rgb([example['image'] for example in part]), labels
-      progress.update(len(part))
+    ahead = pool.map(read, parts[0])
+    for following in [*parts[1:], ()]:
+      examples = list(ahead)
+      ahead = pool.map(read, following)
+      labels = np.array([example['label'] for example in examples], np.int32)
+      yield _rgb([example['image'] for example in examples]), labels
+      progress.update(len(examples))
 
 
 def _rgb(images: list[np.ndarray]) -> np.ndarray:
