@@ -18,6 +18,13 @@ Table 1) reports, with 24 steps:
     L_12Nx2L 152M  FID 2.1      XL_28N  446M  FID 2.0
     XL_7Nx4L 111M  FID 2.0
 
+On a v6e:2x4, memory of a chip by the compiler, of 31 GiB, and hours if every
+peak were reached, of which a real run takes a multiple (launch/README.md):
+
+    B    3 GiB         1.9 h        H_8Nx4L  5 GiB  13 h
+    L    5 to 9 GiB    6.5 h        G_8Nx6L  7 GiB  28 h
+    XL   6 to 12 GiB   9.5 h
+
 Given by the paper: widths, depths and loops of L, XL and G, heads of L and XL,
 batch, optimizer, learning rate, epochs, label dropout, steps and token
 temperature. Guesses: heads of B, H and G; depths of B and H; warm-up, cosine

@@ -21,6 +21,10 @@ six loops are asked for with --loops=6, as the paper samples beyond L_max. 76M
 counts the transformer layers of 6Nx4L alone (75.6M). 306M is all of 24N: its
 layers are 302.3M, token table, positions and head 3.3M.
 
+On a v6e:2x4 a chip needs 9 of its 31 GiB (24N 14), by the compiler, and the
+training would take 20 minutes if every peak were reached, of which a real run
+takes a multiple (launch/README.md).
+
 Given by the paper: width, depth, loops, tokens, codebook, steps, no guidance,
 270 epochs, and all 13,320 clips, test clips too. Guesses, after its image
 models and MAGVIT: optimizer, learning rate, batch, warm-up, cosine decay,

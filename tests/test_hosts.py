@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from elt_jax import checkpoint, hosts
+from elt_jax import checkpoint, files, hosts
 from elt_jax import config as config_lib
 from tests.commands import ROOT, TINY, wait_for_step
 from tests.helpers import Stack, inception_weights
@@ -169,6 +169,7 @@ def same_numbers(a, b):
   for row, other in zip(a['rows'], b['rows'], strict=True):
     for name in ('seconds_per_sample', 'device'):
       row.pop(name, None), other.pop(name, None)
+    assert row.pop('schedule', None) == other.pop('schedule', None)
     assert row == pytest.approx(other, rel=1e-4)
 
 
@@ -189,16 +190,38 @@ def test_two_hosts_measure_what_one_measures(
 
 
 @pytest.mark.slow
-def test_two_hosts_calibrate_and_see_what_one_sees(workdir_of_one, tmp_path):
-  workdir = workdir_of_one
-  two, single = compare('calibrate', 'calibration.json', workdir, '--num=16')
+def test_two_hosts_calibrate_as_one_does(workdir_of_one):
+  args = ['calibrate', 'calibration.json', workdir_of_one, '--num=16']
+  two, single = compare(*args)
   assert two['schedules'] == single['schedules']
-  images = np.random.default_rng(2).integers(0, 256, (20, 28, 28, 3), np.uint8)
-  np.savez(tmp_path / 'reference.npz', arr_0=images)
+
+
+@pytest.mark.slow
+def test_two_hosts_make_the_reference_that_one_makes(tmp_path):
+  """And measure the same against it, with the whole network."""
+  images = np.random.default_rng(2).integers(0, 256, (12, 8, 8, 1), np.uint8)
+  both = {'image': images, 'label': np.arange(12) % 10}
+  both |= {f'test_{name}': value for name, value in both.items()}
+  np.savez(tmp_path / 'data.npz', **both)
   np.savez(tmp_path / 'weights.npz', **inception_weights())
-  args = [f'--reference={tmp_path}/reference.npz', '--metrics=fid,is']
-  args += [f'--inception={tmp_path}/weights.npz', '--num=20', '--loops=1']
-  same_numbers(*compare('evaluate', 'metrics.json', workdir, *args))
+  workdir = tmp_path / 'run'
+  source = f'--config.data.source=npz:{tmp_path}/data.npz'
+  finish(start(1, workdir, *SHARDED, source))
+  args = [f'--inception={tmp_path}/weights.npz', '--num=10', '--loops=1']
+  args.append('--metrics=fid,is')
+  reports, references = [], []
+  for count in (2, 1):
+    finish(start(count, workdir, *args, name='evaluate'))
+    reports.append(json.loads((workdir / 'metrics.json').read_text()))
+    references.append(files.read_npz(workdir / 'fid-train.npz'))
+    for name in ('metrics.json', 'fid-train.npz'):
+      (workdir / name).unlink()
+  same_numbers(*reports)
+  two, single = references
+  assert two['recipe'] == single['recipe']
+  np.testing.assert_array_equal(two['arr_0'], single['arr_0'])
+  for name in ('mu', 'sigma', 'mu_s', 'sigma_s'):
+    np.testing.assert_allclose(two[name], single[name], rtol=1e-4, atol=1e-6)
 
 
 def test_a_host_that_does_not_come_is_named():
