@@ -51,8 +51,8 @@ video: venv
 	$(BIN)/python -m elt_jax.sample --workdir=runs/moving_mnist_masked \
 	  --loops=1,2,3 --num=10 --scale=3 --out=runs/moving_mnist_masked/loops.gif
 
-# The pictures of README.md, gallery/, but for frontier.png: an hour on two
-# cores. The same checkpoints once more, where they are trained already.
+# The pictures of README.md, gallery/, but for frontier.png: half an hour to an
+# hour on two cores. The same checkpoints once more, where they are trained already.
 gallery: quickstart masked video
 	$(BIN)/python -m elt_jax.train --config=configs/mnist_diffusion.py \
 	  --config.objective.exits=none --workdir=runs/quickstart_vanilla

@@ -199,8 +199,8 @@ def test_two_hosts_calibrate_as_one_does(workdir_of_one):
 @pytest.mark.slow
 def test_two_hosts_make_the_reference_that_one_makes(tmp_path):
   """And measure the same against it, with the whole network."""
-  images = np.random.default_rng(2).integers(0, 256, (12, 8, 8, 1), np.uint8)
-  both = {'image': images, 'label': np.arange(12) % 10}
+  images = np.random.default_rng(2).integers(0, 256, (16, 8, 8, 1), np.uint8)
+  both = {'image': images, 'label': np.arange(16) % 10}
   both |= {f'test_{name}': value for name, value in both.items()}
   np.savez(tmp_path / 'data.npz', **both)
   np.savez(tmp_path / 'weights.npz', **inception_weights())
