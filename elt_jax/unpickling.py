@@ -47,7 +47,7 @@ class Unpickler(pickle.Unpickler):
       found = self.known[module, name]
       return found if isinstance(found, type) else _Sealed(found)
     raise Refused(
-      f'it asks for {module}.{name}, which arrays do not take; nothing was run.'
+      f'it asks for {module}.{name}, which is not read here; nothing was run.'
     )
 
 
