@@ -10,7 +10,9 @@ a group of g devices and the whole array of S bytes:
 
 The compiler for TPU hides some gathers and scatters behind matrix products, in
 rings of collective-permutes, and joins an all-reduce with the slice that
-follows; both are counted as what they do.
+follows; both are counted as what they do. Others it begins in one instruction,
+carries on inside of later matrix products and ends in a last one; they are
+counted where they begin.
 """
 
 import collections
@@ -35,6 +37,10 @@ _COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(KINDS)})(-start)?\(')
 _CALLED = re.compile(
   r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)'
   r'|(?:branch_computations|called_computations)=\{([^}]*)\}'
+)
+_GOES_ON = re.compile(
+  r'^\s*(?:ROOT )?%?async-collective-done[\w.\-]* = '
+  r'|calls=%?async_collective_fusion'
 )
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)')
 
@@ -108,6 +114,8 @@ def _calls(
   for line in lines:
     if match := _WHILE.search(line):
       yield match[2], _trips(line, computations[match[1]])
+      continue
+    if _GOES_ON.search(line):
       continue
     for one, several in _CALLED.findall(line):
       for name in re.findall(r'[\w.\-]+', one or several):

@@ -164,3 +164,39 @@ replica_groups=mesh['a'=2,'b'=4] {'b'}
     'count': 16,
     'bytes': 15 * 48 + 72,
   }
+
+
+def test_what_goes_on_behind_products_is_counted_once():
+  """As the compiler for v5e writes it: begun, carried on in a loop, ended."""
+  text = """HloModule made
+
+%begins.1 (p: f32[1]) -> (f32[1], f32[8]) {
+  %a = f32[8]{0} all-gather(%p), channel_id=4, replica_groups={}
+}
+
+%async_collective_fusion.2 (p: f32[1]) -> f32[8] {
+  %b = f32[8]{0} all-gather(%p), channel_id=4, replica_groups={}
+}
+
+%ends.3 (p: f32[1]) -> f32[8] {
+  %c = f32[8]{0} all-gather(%p), channel_id=4, replica_groups={}
+}
+
+%body (p: (s32[], f32[16])) -> (s32[], f32[16]) {
+  %m = f32[8] fusion(%p), kind=kOutput, calls=%async_collective_fusion.2
+}
+
+%condition (p: (s32[], f32[16])) -> pred[] {
+  ROOT %lt = pred[] compare(%i, %limit), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %async-collective-start.1 = (f32[1], f32[8]) fusion(%p), calls=%begins.1
+  %w = (s32[], f32[16]) while(%p), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+  %async-collective-done.1 = f32[8] fusion(%w), kind=kCustom, calls=%ends.3
+  ROOT %f = f32[8] fusion(%async-collective-done.1), calls=%begins.1
+}
+"""
+  found = collectives.totals(collectives.read(text, 8))
+  assert found == {'all-gather': {'count': 2, 'bytes': 2 * 28}}
