@@ -15,7 +15,7 @@ baseline. Nobody has trained them with this code yet; the paper (arXiv
     4Nx8L   271M  FID 3.96
     1Nx32L   69M  FID 10.30
 
-On a v6e:2x4 a chip needs 6 to 10 of its 31 GiB, by the compiler, and the
+On a v6e:2x4 a chip needs 5 to 10 of its 31 GiB, by the compiler, and the
 training would take 25 hours (16N 12) if every peak were reached, of which a
 real run takes a multiple (launch/README.md).
 
