@@ -29,7 +29,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       f'configs/imagenet256_tokenizer.py has no variant {variant!r}.'
     )
   c = get_base()
-  c.model.family = 'tokenizer'
+  c.model.update({'family': 'tokenizer', 'dtype': 'bfloat16'})
   c.data.update(
     {
       'source': 'folder:data/imagenet',
@@ -61,6 +61,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     {
       'num_steps': 1_000_000,
       'batch_size': 256,
+      # Eight images a chip at a time, for eight chips of 16 GiB.
+      'accumulate_steps': 4,
       'log_every_steps': 100,
       'sample_every_steps': 10_000,
     }

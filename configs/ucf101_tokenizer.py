@@ -77,6 +77,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     {
       'num_steps': epochs * _CLIPS // batch_size,
       'batch_size': batch_size,
+      # Four clips a chip (B: two) at a time, for eight chips of 16 GiB.
+      'accumulate_steps': 8,
       'log_every_steps': 100,
       'sample_every_steps': 5000,
     }

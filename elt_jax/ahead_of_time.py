@@ -87,6 +87,21 @@ def lower_train_step(config: Any, devices: list[Any]) -> jax.stages.Lowered:
   return step.lower(state, _batch(config, mesh))
 
 
+def count_flops(config: Any) -> float:
+  """FLOPs of a training step as XLA counts them, where there is no formula.
+
+  Of the program for one example before it is compiled, times the batch; what
+  is elementwise counts too. XLA counts the body of a loop once, so this is of
+  tokenizers, which have none but over the parts of a batch.
+  """
+  c = config.copy_and_resolve_references()
+  c.train.update({'batch_size': 1, 'accumulate_steps': 1})
+  c.mesh.update({'data': 1, 'fsdp': 1, 'tensor': 1})
+  c.model.remat = 'none'
+  analysis = lower_train_step(c, jax.local_devices()[:1]).cost_analysis()
+  return config.train.batch_size * analysis['flops']
+
+
 def lower_sampler(config: Any, devices: list[Any]) -> jax.stages.Lowered:
   """The sampler of a looped model, split over `devices` as `sample` does it.
 
@@ -121,7 +136,8 @@ def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    used = re.search(r'[Uu]sed ([\d.]+)([KMG]) of', str(e))
+    size = r'([\d.]+)([KMG])\)? (?:of|exceeds)'
+    used = re.search(rf'(?:[Uu]sed |\(){size}', str(e))
     needed = None
     if used:
       needed = int(float(used[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[used[2]])

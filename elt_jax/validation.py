@@ -285,6 +285,12 @@ def _check_curve(
 def _validate_tokenizer(config: ConfigDict) -> None:
   """The tokenizer's shape, of tokenizers and of masked models."""
   t, d = config.tokenizer, config.data
+  remat = config.model.remat
+  if config.model.family == 'tokenizer' and remat not in ('none', 'layer'):
+    raise ValueError(
+      f"model.remat = {remat!r} is of looped models; of a tokenizer 'layer' "
+      "recomputes its residual blocks, 'none' nothing."
+    )
   halvings = len(t.channel_multipliers) - 1
   if halvings < 0 or min(t.channel_multipliers) < 1:
     raise ValueError(

@@ -7,11 +7,11 @@
 
 The real train step and the real sampler, through the compiler of the TPU.
 Printed for each chip: its memory; what it receives from others in a step; the
-FLOPs, by formula and without recomputation; and the least time of a step with
-every peak reached and everything overlapping, of which a real step takes a
-multiple. --find_batch looks for the largest batch that fits; --loops compiles
-the same depth as N = depth / L layers looped L times for each L. A compilation
-takes minutes.
+FLOPs, without recomputation, by formula (of tokenizers by XLA's count); and
+the least time of a step with every peak reached and everything overlapping, of
+which a real step takes a multiple. --find_batch looks for the largest batch
+that fits; --loops compiles the same depth as N = depth / L layers looped L
+times for each L. A compilation takes minutes.
 """
 
 import json
@@ -61,15 +61,15 @@ def check(config: Any, topology: str, sampler: bool = True) -> dict[str, Any]:
   report['hbm_bytes_per_chip'] = step['memory']['total']
   report['collectives'] = step['collectives']
   looped = config.model.family != 'tokenizer'
-  if looped:
-    report['flops'] = flops.flops_per_step(config)
-    report['floor'] = roofline.floor(
-      chip,
-      report['flops'] / len(devices),
-      # The state is read and written; activations are left out.
-      2 * step['memory']['arguments'],
-      sum(of['bytes'] for of in step['collectives'].values()),
-    )
+  count = flops.flops_per_step if looped else aot.count_flops
+  report['flops'] = count(config)
+  report['floor'] = roofline.floor(
+    chip,
+    report['flops'] / len(devices),
+    # The state is read and written; activations are left out.
+    2 * step['memory']['arguments'],
+    sum(of['bytes'] for of in step['collectives'].values()),
+  )
   report['train_step'] = step
   if sampler and looped:
     lowered = aot.lower_sampler(config, devices)
@@ -186,14 +186,14 @@ def text(report: dict[str, Any]) -> str:
         f'  {kind}: {sums["count"]:,} a run, {sums["bytes"] / 1e6:,.1f} MB '
         'received by a chip'
       )
-  if floor := report.get('floor'):
-    ms = {k: f'{1e3 * v:.2f}' for k, v in floor.items() if k != 'mfu'}
-    lines.append(
-      f'a step: {report["flops"] / 1e12:.2f} TFLOPs, at least {ms["seconds"]} '
-      f'ms (compute {ms["compute"]}, HBM {ms["hbm"]}, links {ms["links"]}): '
-      f'at most {report["batch_size"] / floor["seconds"]:,.0f} examples a '
-      f'second, MFU at most {100 * floor["mfu"]:.0f}%'
-    )
+  floor = report['floor']
+  ms = {k: f'{1e3 * v:.2f}' for k, v in floor.items() if k != 'mfu'}
+  lines.append(
+    f'a step: {report["flops"] / 1e12:.2f} TFLOPs, at least {ms["seconds"]} '
+    f'ms (compute {ms["compute"]}, HBM {ms["hbm"]}, links {ms["links"]}): '
+    f'at most {report["batch_size"] / floor["seconds"]:,.0f} examples a '
+    f'second, MFU at most {100 * floor["mfu"]:.0f}%'
+  )
   if 'largest_batch_per_chip' in report:
     lines.append(
       f'largest batch that fits: {report["largest_batch_per_chip"]} a chip'

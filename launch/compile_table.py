@@ -2,12 +2,13 @@
 
     make compile-check        (or, of some)
     python launch/compile_table.py --out=runs/compile_check \\
-        [--topologies=v5e:2x4,v6e:2x4] \\
+        [--topologies=v5e:2x4,v6e:2x4] [--find_batch] \\
         [--configs=imagenet256_masked.py:XL_7Nx4L]
 
 --out receives a JSON file for each config and topology and table.md. A file
 that is there is not made again: killed and started once more, the command goes
-on. Some minutes for each, hours for all.
+on. Some minutes for each, hours for all; --find_batch, which looks for the
+largest batch too, takes three times as long.
 """
 
 import argparse
@@ -30,6 +31,7 @@ FILES = (
   'ucf101_tokenizer',
 )
 TOO_LARGE = 3  # The exit code of compile_check where it does not fit.
+LARGEST = 'largest_batch_per_chip'  # What --find_batch adds to a report.
 # Compiled without the weights that a user has to bring.
 OVERRIDES = {
   'imagenet256_tokenizer': ['--config.tokenizer.perceptual=0.0'],
@@ -47,12 +49,19 @@ def variants() -> list[str]:
   return found
 
 
-def report(config: str, topology: str, out: pathlib.Path) -> dict:
-  """compile_check's report, made now or before; 'error' where it has none."""
+def report(
+  config: str, topology: str, out: pathlib.Path, batch: bool = False
+) -> dict:
+  """compile_check's report, made now or before; 'error' where it has none.
+
+  With its largest batch, if `batch`.
+  """
   name = f'{config}-{topology}'.replace(':', '-').replace('.py', '')
   path = out / f'{name}.json'
   if path.exists():
-    return json.loads(path.read_text())
+    found = json.loads(path.read_text())
+    if not batch or 'error' in found or LARGEST in found:
+      return found
   print(f'{config} for {topology}', file=sys.stderr, flush=True)
   command = [
     sys.executable,
@@ -61,6 +70,7 @@ def report(config: str, topology: str, out: pathlib.Path) -> dict:
     f'--config=configs/{config}',
     f'--topology={topology}',
     *OVERRIDES.get(config.partition('.py')[0], []),
+    *(['--find_batch'] if batch else []),
   ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   if done.returncode not in (0, TOO_LARGE):
@@ -70,37 +80,27 @@ def report(config: str, topology: str, out: pathlib.Path) -> dict:
   return found
 
 
-def num_steps(config: str) -> int:
-  """Of the training that a config describes."""
-  name, _, variant = config.replace('.py', '').partition(':')
-  module = importlib.import_module(f'configs.{name}')
-  return module.get_config(variant).train.num_steps
+def table(reports: dict[str, dict[str, dict]]) -> str:
+  """Markdown of {config: {topology: report}}, a row for each config."""
+  topologies = list(next(iter(reports.values())))
+  names = ('GiB a chip', 'largest batch a chip', 'examples/s')
+  head = ['config', 'batch']
+  head += [f'{name} of {t}' for t in topologies for name in names]
+  lines = [head, ['---'] * len(head)]
+  for config, of in reports.items():
+    sizes = {r['batch_size'] for r in of.values() if 'error' not in r}
+    cells = [config.replace('.py', ''), ', '.join(map(str, sizes))]
+    lines.append(cells + [c for t in topologies for c in _cells(of[t])])
+  return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
-def row(config: str, topology: str, found: dict) -> str:
-  """A line of the table."""
-  name = config.replace('.py', '')
+def _cells(found: dict) -> list[str]:
+  """Memory, largest batch and rate of a config on a slice."""
   if 'error' in found:
-    return f'| {name} | {topology} | | does not fit | | | | |'
-  gib = lambda n: f'{n / 2**30:.1f}'
-  memory, floor = found['train_step']['memory'], found.get('floor')
-  sent = sum(kind['bytes'] for kind in found['collectives'].values())
-  least, rate, hours = '', '', ''
-  if floor:
-    least = f'{1e3 * floor["seconds"]:.0f}'
-    rate = f'{found["batch_size"] / floor["seconds"]:,.0f}'
-    hours = f'{floor["seconds"] * num_steps(config) / 3600:.1f}'
-  return (
-    f'| {name} | {topology} | {found["batch_per_chip"]:g} | '
-    f'{gib(memory["total"])} of {gib(found["hbm_limit"])} | '
-    f'{sent / 1e6:,.0f} | {least} | {rate} | {hours} |'
-  )
-
-
-HEAD = """| config | slice | batch a chip | GiB of HBM | MB received a step | \
-least ms a step | at most examples/s | least hours of the training |
-|---|---|---|---|---|---|---|---|
-"""
+    return ['does not fit', '', '']
+  rate = f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
+  memory = f'{found["hbm_bytes_per_chip"] / 2**30:.1f}'
+  return [memory, str(found.get(LARGEST, '')), rate]
 
 
 def main() -> None:
@@ -109,6 +109,7 @@ def main() -> None:
   )
   parser.add_argument('--out', required=True, help='directory of the reports')
   parser.add_argument('--topologies', default='v5e:2x4,v6e:2x4')
+  parser.add_argument('--find_batch', action='store_true')
   parser.add_argument('--configs', help='some of configs/; all by default')
   args = parser.parse_args()
   out = pathlib.Path(args.out)
@@ -117,14 +118,15 @@ def main() -> None:
   wanted = args.configs.split(',') if args.configs else known
   if unknown := sorted(set(wanted) - set(known)):
     sys.exit(f'Error: --configs: {unknown} are not among {known}.')
-  rows = [
-    row(config, topology, report(config, topology, out))
+  reports = {
+    config: {
+      topology: report(config, topology, out, args.find_batch)
+      for topology in args.topologies.split(',')
+    }
     for config in wanted
-    for topology in args.topologies.split(',')
-  ]
-  table = HEAD + '\n'.join(rows) + '\n'
-  files.write_text(out / 'table.md', table)
-  print(table)
+  }
+  files.write_text(out / 'table.md', table(reports))
+  print(table(reports))
 
 
 if __name__ == '__main__':

@@ -13,10 +13,11 @@ import pytest
 
 from elt_jax import ahead_of_time as aot
 from elt_jax import flops, roofline
+from elt_jax.models import build_model
 from elt_jax.validation import validate
 from launch import compile_check, compile_table
 from tests.conftest import tiny_config
-from tests.helpers import masked_config
+from tests.helpers import initial, masked_config
 
 CHIP = roofline.Chip(1e12, 1e11, 1e10, 2**30)
 HAS_LIBTPU = importlib.util.find_spec('libtpu') is not None
@@ -34,6 +35,29 @@ def sharded(config):
   config.mesh.update({'data': 1, 'fsdp': 8})
   config.train.batch_size = 16
   return validate(config)
+
+
+def test_flops_of_a_tokenizer_are_those_of_its_convolutions():
+  """Of one level, where every kernel is used at every position alike."""
+  config = masked_config(tiny_config())
+  config.model.family, config.data.source = 'tokenizer', 'synthetic'
+  config.model.remat = 'layer'
+  config.train.update({'batch_size': 8, 'accumulate_steps': 2})
+  config.tokenizer.update({'channel_multipliers': (2,), 'filters': 32})
+  config = validate(config)
+  kernels = [
+    x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(
+      initial(build_model(config))
+    )
+    if 'kernel' in str(path)
+  ]
+  t, positions = config.tokenizer, config.data.image_size**2
+  codes = t.codebook_size * t.embedding_dim
+  forward = 2 * positions * (sum(kernels) + codes)
+  # Kernels reach over the edges, where nothing is multiplied; norms and the
+  # like are counted.
+  assert aot.count_flops(config) == pytest.approx(8 * 3 * forward, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +145,21 @@ loads_a_config = pytest.mark.filterwarnings(
 
 
 @loads_a_config
-def test_what_does_not_fit_says_what_to_change(eight, monkeypatch, capsys):
+@pytest.mark.parametrize(
+  'said',
+  [
+    'Ran out of memory in memory space hbm. Used 40.50G of 31.25G hbm. '
+    'Exceeded hbm capacity by 9.25G.',
+    'Ran out of memory on HBM, the total memory required for HLO temporaries '
+    '(40.50G) exceeds available HBM (31.25G).',
+  ],
+)
+def test_what_does_not_fit_says_what_to_change(
+  eight, monkeypatch, capsys, said
+):
   class Lowered:
     def compile(self):
-      raise jax.errors.JaxRuntimeError(
-        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used '
-        '40.50G of 31.25G hbm. Exceeded hbm capacity by 9.25G.'
-      )
+      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}')
 
   with pytest.raises(aot.DoesNotFit) as error:
     aot.compile_program(Lowered())
@@ -207,14 +239,16 @@ def test_an_unknown_topology_is_one_line():
 
 
 def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
-  """A finished report is kept; one that does not fit has a row too."""
+  """A finished report is kept; one that does not fit has its cells too."""
   report = compile_check.check(sharded(tiny_config()), 'v6e:2x4', False)
   calls = []
 
   def fake(command, **kwargs):
     calls.append(command)
-    fits = 'v6e' in command[-1]
+    fits = '--topology=v6e:2x4' in command
     out = report if fits else {'error': 'Does not fit v5e:2x4: ...'}
+    if '--find_batch' in command:
+      out = out | {'largest_batch_per_chip': 37}
     return types.SimpleNamespace(
       returncode=0 if fits else 3, stdout=json.dumps(out), stderr=''
     )
@@ -226,9 +260,16 @@ def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, 'argv', args)
     compile_table.main()
   assert len(calls) == 2
+  rate = f'{16 / report["floor"]["seconds"]:,.0f}'
+  head = '| imagenet256_masked:XL_7Nx4L | 16 | does not fit |  |  | 0.0 |'
   table = (tmp_path / 'table.md').read_text()
-  assert '| imagenet256_masked:XL_7Nx4L | v5e:2x4 | | does not fit' in table
-  assert '| imagenet256_masked:XL_7Nx4L | v6e:2x4 | 2 | 0.0 of 1.0 |' in table
+  assert f'{head}  | {rate} |' in table
+  for _ in range(2):
+    monkeypatch.setattr(sys, 'argv', [*args, '--find_batch'])
+    compile_table.main()
+  assert len(calls) == 3  # What does not fit is not asked for more.
+  table = (tmp_path / 'table.md').read_text()
+  assert f'{head} 37 | {rate} |' in table
   monkeypatch.setattr(sys, 'argv', [*args[:2], '--configs=nothing.py'])
   with pytest.raises(SystemExit, match='nothing.py'):
     compile_table.main()

@@ -55,6 +55,7 @@ def test_fingerprints_are_what_they_were():
     ({'tokenizer.channel_multipliers': ()}, 'positive integers'),
     ({'data.num_frames': 4}, 'must say of each of the 2 halvings'),
     ({'tokenizer.codebook_size': 1}, 'codebook_size must be at least 2'),
+    ({'model.remat': 'dots'}, "'dots' is of looped models; of a tokenizer"),
   ],
 )
 def test_shapes_that_do_not_fit(changes, message):
@@ -180,6 +181,30 @@ def test_r1_of_a_linear_critic_is_the_norm_of_its_weights(trained):
   linear = dataclasses.replace(objective, model=model)
   _, terms = linear.loss(params | {'discriminator': weights}, batch, None, 0)
   np.testing.assert_allclose(terms['r1'], np.sum(weights**2), rtol=1e-5)
+
+
+def test_recomputed_blocks_change_no_number(trained):
+  objective, params, batch = trained
+
+  def gradients(remat):
+    model = dataclasses.replace(
+      objective.model,
+      encoder=objective.model.encoder.clone(remat=remat),
+      decoder=objective.model.decoder.clone(remat=remat),
+    )
+    other = dataclasses.replace(objective, model=model)
+    loss = lambda params: other.loss(params, batch, None, 0)[0]
+    return loss, jax.grad(loss)(params)
+
+  loss, want = gradients(False)
+  remat, got = gradients(True)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-6), got, want
+  )
+  saved = lambda loss: str(jax.make_jaxpr(jax.grad(loss))(params))
+  blocks = sum('ResBlock' in name for name in params['encoder'])
+  blocks += sum('ResBlock' in name for name in params['decoder'])
+  assert 'remat' not in saved(loss) and saved(remat).count('remat') >= blocks
 
 
 def test_critic_has_its_own_optimizer():
