@@ -39,7 +39,9 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     )
   filters, batch_size, epochs = MODELS[variant]
   c = get_base()
-  c.model.update({'family': 'tokenizer', 'dtype': 'bfloat16'})
+  c.model.update(
+    {'family': 'tokenizer', 'dtype': 'bfloat16', 'remat': 'layer'}
+  )
   c.data.update(
     {
       'source': 'ucf101:data/ucf101',
@@ -77,8 +79,8 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     {
       'num_steps': epochs * _CLIPS // batch_size,
       'batch_size': batch_size,
-      # Four clips a chip (B: two) at a time, for eight chips of 16 GiB.
-      'accumulate_steps': 8,
+      # Two clips a chip at a time, for eight chips of 16 GiB.
+      'accumulate_steps': batch_size // 16,
       'log_every_steps': 100,
       'sample_every_steps': 5000,
     }
