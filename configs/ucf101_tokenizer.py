@@ -39,9 +39,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
     )
   filters, batch_size, epochs = MODELS[variant]
   c = get_base()
-  c.model.update(
-    {'family': 'tokenizer', 'dtype': 'bfloat16', 'remat': 'layer'}
-  )
+  c.model.update({'family': 'tokenizer', 'dtype': 'bfloat16', 'remat': 'layer'})
   c.data.update(
     {
       'source': 'ucf101:data/ucf101',

@@ -4,9 +4,10 @@ Everything is abstract: shapes, dtypes and shardings. The compiler of a TPU
 comes with the package libtpu and runs on any machine.
 """
 
+import contextlib
 import importlib.util
+import logging
 import os
-import re
 from typing import Any
 
 import jax
@@ -25,17 +26,14 @@ from elt_jax.samplers.plan import build_plan
 from elt_jax.train_step import build_train_step
 from elt_jax.validation import is_latents
 
+log = logging.getLogger(__name__)
+
+# Of one chip, where larger batches are not looked for.
+_MOST = 2**16
+
 
 class DoesNotFit(Exception):
-  """The program needs more memory than a chip has.
-
-  Attributes:
-    needed: bytes, where the compiler says so, or None.
-  """
-
-  def __init__(self, message: str, needed: int | None):
-    super().__init__(message)
-    self.needed = needed
+  """The program needs more memory than a chip has."""
 
 
 def tpu_devices(topology: str) -> list[Any]:
@@ -102,6 +100,71 @@ def count_flops(config: Any) -> float:
   return config.train.batch_size * analysis['flops']
 
 
+def largest_batch(
+  config: Any, devices: list[Any], limit: int, needed: int | None = None
+) -> tuple[int, dict[str, int | None]]:
+  """The largest batch of a chip whose train step fits, to a sixteenth.
+
+  Memory grows evenly with the batch: two compilations tell how fast, and
+  another confirms it. Batches are those of a step, all its parts together.
+
+  Args:
+    config: of the model.
+    devices: of the slice.
+    limit: bytes of a chip.
+    needed: bytes that the config needs as it is, where it is known to fit.
+
+  Returns:
+    (batch, {batch: bytes of a chip, None where it does not fit}).
+  """
+  parts = config.train.accumulate_steps
+  fits, refused = {}, _MOST
+
+  def attempt(part: int) -> None:
+    nonlocal refused
+    c = config.copy_and_resolve_references()
+    c.train.batch_size = part * len(devices) * parts
+    total = limit + 1
+    with contextlib.suppress(DoesNotFit):
+      total = memory(compile_program(lower_train_step(c, devices)))['total']
+    if total <= limit:
+      fits[part] = total
+    else:
+      refused = min(refused, part)
+    said = f'{total / 2**30:.2f} GiB' if total <= limit else 'does not fit'
+    log.info('Batch of %d a chip: %s.', part * parts, said)
+
+  start = max(1, config.train.batch_size // (len(devices) * parts))
+  if needed is None:
+    attempt(start)
+  else:
+    fits[start] = needed
+  while not fits and refused > 1:
+    attempt(refused // 2)
+  while fits and (guess := _next_batch(fits, refused, limit)):
+    attempt(guess)
+  tried = fits if refused == _MOST else fits | {refused: None}
+  largest = parts * max(fits, default=0)
+  return largest, {str(b * parts): tried[b] for b in sorted(tried)}
+
+
+def _next_batch(fits: dict[int, int], refused: int, limit: int) -> int | None:
+  """The batch to try next; None once the largest is known to a sixteenth.
+
+  Args:
+    fits: bytes of each batch that fits.
+    refused: the smallest that does not.
+    limit: bytes of a chip.
+  """
+  *less, low = sorted(fits)
+  slope = (fits[low] - fits[less[-1]]) / (low - less[-1]) if less else 0
+  guess = low + int((limit - fits[low]) / slope) if slope > 0 else 2 * low
+  if guess >= refused:
+    near = guess < refused * 17 // 16  # Of an estimate that is a little off.
+    guess = refused * 15 // 16 if near else (low + refused) // 2
+  return guess if guess > low + low // 16 else None
+
+
 def lower_sampler(config: Any, devices: list[Any]) -> jax.stages.Lowered:
   """The sampler of a looped model, split over `devices` as `sample` does it.
 
@@ -136,12 +199,7 @@ def compile_program(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
-    size = r'([\d.]+)([KMG])\)? (?:of|exceeds)'
-    used = re.search(rf'(?:[Uu]sed |\(){size}', str(e))
-    needed = None
-    if used:
-      needed = int(float(used[1]) * 2 ** {'K': 10, 'M': 20, 'G': 30}[used[2]])
-    raise DoesNotFit(str(e).splitlines()[0], needed) from None
+    raise DoesNotFit(str(e).splitlines()[0]) from None
 
 
 def memory(compiled: jax.stages.Compiled) -> dict[str, int]:

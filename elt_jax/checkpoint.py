@@ -5,8 +5,9 @@ A step directory holds four items: `ema` (all that sampling reads), `state`
 Saving is asynchronous; Orbax writes under a temporary name and renames, or, in
 a bucket, where nothing can be renamed, ends with a file that says the step is
 whole: a killed run leaves whole steps and, at most, one that is ignored. A step
-that cannot be read all the same is passed over with a warning, and the one
-before it is used.
+that is damaged all the same, on whichever host that shows, is passed over with
+a warning, and the one before it is used. A disk or bucket that cannot be
+reached is no damage, and an error.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from elt_jax import files
+from elt_jax import files, hosts
 from elt_jax.train_state import TrainState
 
 log = logging.getLogger(__name__)
@@ -182,20 +183,16 @@ class Checkpoints:
       self._manager.wait_until_finished()
     steps, damaged = self.steps(), []
     for step in reversed(steps):
-      try:
-        found = read(step)
-      except _Mismatch:
-        raise
-      except Exception as e:  # Orbax raises bare Exception on damaged files.
-        log.warning(
-          'Checkpoint %s cannot be read, trying the one before it. (%.200s)',
-          self._directory / str(step),
-          repr(e).replace('\n', ' '),
-        )
-        damaged.append(step)
-      else:
+      found, error = _attempt(read, step)
+      if hosts.agree(error is None):
         self._set_aside(damaged)
         return found
+      log.warning(
+        'Checkpoint %s cannot be read, trying the one before it. (%.200s)',
+        self._directory / str(step),
+        repr(error or 'not by another host').replace('\n', ' '),
+      )
+      damaged.append(step)
     if steps:
       raise ValueError(
         f'None of the checkpoints {steps} in {self._directory} can be read; '
@@ -208,9 +205,13 @@ class Checkpoints:
     if self._read_only or not steps:
       return
     self._manager.close()
-    for step in steps:
-      path = self._directory / str(step)
-      path.rename(path.with_name(f'{step}.unreadable.{time.time_ns()}'))
+
+    def rename() -> None:
+      for step in steps:
+        path = self._directory / str(step)
+        path.rename(path.with_name(f'{step}.unreadable.{time.time_ns()}'))
+
+    hosts.once('set aside', rename)
     self._manager = self._open()
 
   def _check(self, step: int, item: str, like: Any) -> None:
@@ -237,6 +238,26 @@ class Checkpoints:
 
 class _Mismatch(ValueError):
   """The checkpoint is whole, and of another model."""
+
+
+def _attempt(
+  read: Callable[[int], Any], step: int
+) -> tuple[Any, Exception | None]:
+  """(read(step), None), or (None, why the step is damaged).
+
+  Raises:
+    ValueError: if it is whole, and of another model.
+    OSError: if the place cannot be reached.
+    JaxRuntimeError: if the devices cannot hold it.
+  """
+  try:
+    return read(step), None
+  except FileNotFoundError as e:
+    return None, e
+  except (_Mismatch, OSError, jax.errors.JaxRuntimeError):
+    raise
+  except Exception as e:  # Orbax raises bare Exception on damaged files.
+    return None, e
 
 
 def _without_ema(state: TrainState) -> dict[str, Any]:

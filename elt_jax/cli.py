@@ -139,10 +139,10 @@ def add_multihost(values: flags.FlagValues) -> None:
   )
 
 
-def join_hosts(args: flags.FlagValues) -> None:
+def join_hosts(args: flags.FlagValues, saves: bool = False) -> None:
   """With --multihost, waits for the others; see `hosts.join`."""
   if args.multihost:
-    hosts.join()
+    hosts.join(saves=saves)
 
 
 def add_task(values: flags.FlagValues) -> None:

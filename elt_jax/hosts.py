@@ -22,13 +22,19 @@ _ALL = 'all have come'
 _PLACE = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
 
 
-def join(seconds: float = 300) -> None:
+def join(seconds: float = 300, saves: bool = False) -> None:
   """Waits for every host; to be called before JAX is used.
+
+  Args:
+    seconds: after which a host that is named and has not come is missed.
+    saves: whether SIGTERM is left to JAX, which tells all hosts of it, as
+      `Interrupt` asks. Otherwise it ends the process, as everywhere.
 
   Raises:
     ValueError: if the hosts cannot be told from what is set, or, where they
       are named, if one of them has not come after `seconds`.
   """
+  jax.config.update('jax_enable_preemption_service', saves)
   given = {name: os.environ[name] for name in _PLACE if name in os.environ}
   if given and len(given) < len(_PLACE):
     raise ValueError(
@@ -120,6 +126,13 @@ def once(name: str, write: Callable[[], None]) -> None:
     write()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
+
+
+def agree(holds: bool) -> bool:
+  """Whether it holds on every host."""
+  if jax.process_count() == 1:
+    return holds
+  return bool(multihost_utils.process_allgather(np.array(holds)).all())
 
 
 def fetch(tree: Any) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 import numpy as np
 
@@ -36,9 +37,12 @@ def build_mesh(
       f'The mesh ({asked}) does not fit {len(devices)} devices: its '
       'axes must multiply to that number (-1 lets one axis take the rest).'
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  # Axes of any size, which `jax.make_mesh` allows on a v5e alone: a slice of
+  # 4 x 4 chips would have none of 8.
+  placed = mesh_utils.create_device_mesh(
+    sizes, devices, allow_split_physical_axes=True
   )
+  return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def data_mesh(devices: list[Any] | None = None) -> Mesh:

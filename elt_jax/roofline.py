@@ -2,8 +2,9 @@
 
 Peaks are those that Google documents for each generation
 (docs.cloud.google.com/tpu/docs/v5e, v5p, v6e, read in 2026-11): bfloat16
-FLOP/s, bytes/s of HBM, bytes/s that a chip receives over all its links. Usable
-HBM is what the compiler names when a program does not fit.
+FLOP/s, bytes/s of HBM, bytes/s that a chip receives over all its links, which
+is half of what they carry both ways. Usable HBM is what the compiler names when
+a program does not fit.
 """
 
 import dataclasses
@@ -34,9 +35,9 @@ class Chip:
 
 
 CHIPS = {
-  'v5e': Chip(197e12, 819e9, 1600e9 / 8, int(15.75 * GIB)),
-  'v5p': Chip(459e12, 2765e9, 4800e9 / 8, int(95.74 * GIB)),
-  'v6e': Chip(918e12, 1640e9, 3584e9 / 8, int(31.25 * GIB)),
+  'v5e': Chip(197e12, 819e9, 400e9 / 2, int(15.75 * GIB)),
+  'v5p': Chip(459e12, 2765e9, 1200e9 / 2, int(95.74 * GIB)),
+  'v6e': Chip(918e12, 1638e9, 800e9 / 2, int(31.25 * GIB)),
 }
 # What JAX calls them.
 DEVICE_KINDS = {
@@ -73,13 +74,19 @@ def floor(
   return parts | {'seconds': seconds, 'mfu': parts['compute'] / seconds}
 
 
+def memory() -> dict[str, float]:
+  """'train/hbm_gib', the most that was used at a time, where devices tell."""
+  if stats := jax.local_devices()[0].memory_stats():
+    return {'train/hbm_gib': stats['peak_bytes_in_use'] / GIB}
+  return {}
+
+
 def reached(config: Any, steps_per_second: float) -> dict[str, float]:
-  """What a run gets out of its devices, as metrics.
+  """What a run of a looped model gets out of its devices, as metrics.
 
   Returns:
     'train/tflops_per_device': model FLOPs a second, as `flops.flops_per_step`
-    counts them; of known chips 'train/mfu', their share of the peak; where the
-    device tells, 'train/hbm_gib', the most that was used at a time.
+    counts them; of known chips 'train/mfu', their share of the peak.
   """
   device = jax.local_devices()[0]
   rate = flops.flops_per_step(config) * steps_per_second / jax.device_count()
@@ -87,6 +94,4 @@ def reached(config: Any, steps_per_second: float) -> dict[str, float]:
   if device.device_kind in DEVICE_KINDS:
     chip = CHIPS[DEVICE_KINDS[device.device_kind]]
     found['train/mfu'] = rate / chip.flops
-  if memory := device.memory_stats():
-    found['train/hbm_gib'] = memory['peak_bytes_in_use'] / GIB
   return found

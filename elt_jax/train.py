@@ -82,8 +82,10 @@ def train(
   source = sources.load_source(config, 'train')
   tokenizer = getattr(source, 'tokenizer', None)  # Of tokens or latents.
   looped = config.model.family != 'tokenizer'
+  place = sharding.batch_sharding(mesh)
+  batch_size = config.train.batch_size
   dataset = pipeline.build_dataset(
-    config, source, jax.process_index(), jax.process_count()
+    config, source, pipeline.local_places(place, batch_size)
   )
 
   # ---- State: abstract first, so that nothing is ever on one device ----------
@@ -127,7 +129,7 @@ def train(
       return True
     train_step = build_train_step(config, objective, optimizer, mesh, shardings)
     batches = pipeline.batches(
-      dataset, sharding.batch_sharding(mesh), start, config.data.num_threads
+      dataset, place, batch_size, start, config.data.num_threads
     )
     telemetry = None
     if looped and config.train.telemetry_every_steps:
@@ -165,6 +167,7 @@ def train(
             progress.skip_time(time.monotonic() - began)
           progress.report(step, {'loss': means['train/loss']})
           means['train/steps_per_second'] = progress.rate
+          means |= roofline.memory()
           if looped and progress.rate:
             means |= roofline.reached(config, progress.rate)
           writer.write_scalars(step, means)
@@ -260,7 +263,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def main(args: flags.FlagValues) -> None:
-  cli.join_hosts(args)
+  cli.join_hosts(args, saves=True)
   if not train(cli.required(args, 'config'), cli.workdir(args)):
     raise SystemExit(cli.STOPPED)
 

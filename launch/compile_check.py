@@ -32,14 +32,12 @@ from elt_jax.validation import validate
 
 # The exit code where a program does not fit.
 TOO_LARGE = 3
-REMEDIES = (
-  'Lower train.batch_size or raise train.accumulate_steps; model.remat=layer '
-  'or loop; a larger mesh.fsdp; mesh.gather=use.'
-)
 
 
 def check(config: Any, topology: str, sampler: bool = True) -> dict[str, Any]:
   """The report of one config: 'train_step' and, of looped models, 'sampler'.
+
+  A sampler that does not fit has an 'error' there.
 
   Raises:
     ValueError: on a config or topology that does not fit the other.
@@ -72,9 +70,23 @@ def check(config: Any, topology: str, sampler: bool = True) -> dict[str, Any]:
   )
   report['train_step'] = step
   if sampler and looped:
-    lowered = aot.lower_sampler(config, devices)
-    report['sampler'] = _program(lowered, len(devices))
+    try:
+      lowered = aot.lower_sampler(config, devices)
+      report['sampler'] = _program(lowered, len(devices))
+    except aot.DoesNotFit as e:
+      error = f'Does not fit {topology}: {e} Lower sample.batch_size.'
+      report['sampler'] = {'error': error}
   return report
+
+
+def _remedies(config: Any) -> str:
+  """What makes a train step smaller."""
+  text = 'Lower train.batch_size or raise train.accumulate_steps'
+  if config.model.family == 'tokenizer':
+    return f'{text}; model.remat=layer.'
+  return (
+    f'{text}; model.remat=layer or loop; a larger mesh.fsdp; mesh.gather=use.'
+  )
 
 
 def _chips(topology: str) -> tuple[roofline.Chip, list[Any]]:
@@ -100,47 +112,12 @@ def _program(lowered: Any, num_devices: int) -> dict[str, Any]:
 
 
 def find_batch(
-  config: Any, topology: str, needed: int | None = None
+  config: Any, topology: str, needed: int | None
 ) -> dict[str, Any]:
-  """The largest batch per chip that compiles, to a sixteenth.
-
-  Memory grows evenly with the batch: two compilations tell how fast, and those
-  that follow confirm it. `needed` is what the config needs as it is, where that
-  is known, in bytes of a chip.
-  """
+  """What --find_batch adds to a report; `needed` of the config as it is."""
   chip, devices = _chips(topology)
-  parts = len(devices) * config.train.accumulate_steps
-  high = max(2, config.train.batch_size // parts)
-  tried = {}
-  if needed is not None and high * parts == config.train.batch_size:
-    tried[high] = needed
-
-  def needs(batch: int) -> int:
-    """Bytes of a chip with `batch` examples; infinite if not known."""
-    if batch not in tried:
-      c = config.copy_and_resolve_references()
-      c.train.batch_size = batch * len(devices) * c.train.accumulate_steps
-      try:
-        compiled = aot.compile_program(aot.lower_train_step(c, devices))
-        tried[batch] = aot.memory(compiled)['total']
-      except aot.DoesNotFit as e:
-        tried[batch] = e.needed or sys.maxsize
-      _say(f'{batch} a chip: {tried[batch] / roofline.GIB:.2f} GiB')
-    return tried[batch]
-
-  while needs(high) == sys.maxsize and high > 1:
-    high //= 2
-  low = max(1, high // 2)
-  slope = (needs(high) - needs(low)) / max(high - low, 1)
-  room = (chip.hbm_bytes - needs(low)) / max(slope, 1)
-  guess = max(1, int(low + room))
-  while needs(guess) > chip.hbm_bytes and guess > 1:
-    guess -= max(1, guess // 16)
-  fits = [b for b, needed in tried.items() if needed <= chip.hbm_bytes]
-  return {
-    'largest_batch_per_chip': max(fits, default=0),
-    'tried': {str(b): tried[b] for b in sorted(tried)},
-  }
+  largest, tried = aot.largest_batch(config, devices, chip.hbm_bytes, needed)
+  return {'largest_batch_per_chip': largest, 'tried': tried}
 
 
 def at_depth(config: Any, loops: int) -> Any:
@@ -160,8 +137,13 @@ def at_depth(config: Any, loops: int) -> Any:
 
 def text(report: dict[str, Any]) -> str:
   """The report to read."""
+  largest = []
+  if 'largest_batch_per_chip' in report:
+    largest = [
+      f'largest batch that fits: {report["largest_batch_per_chip"]} a chip'
+    ]
   if 'error' in report:
-    return report['error']
+    return '\n'.join([report['error'], *largest])
   gib = lambda n: f'{n / roofline.GIB:.2f}'
   lines = [
     f'{report["chips"]} chips of {report["topology"]}, mesh '
@@ -172,7 +154,11 @@ def text(report: dict[str, Any]) -> str:
   for name in ('train_step', 'sampler'):
     if name not in report:
       continue
-    program, memory = report[name], report[name]['memory']
+    program = report[name]
+    if 'error' in program:
+      lines.append(f'{name}: {program["error"]}')
+      continue
+    memory = program['memory']
     parts = ', '.join(
       f'{k} {gib(v)}' for k, v in memory.items() if k != 'total'
     )
@@ -194,15 +180,7 @@ def text(report: dict[str, Any]) -> str:
     f'at most {report["batch_size"] / floor["seconds"]:,.0f} examples a '
     f'second, MFU at most {100 * floor["mfu"]:.0f}%'
   )
-  if 'largest_batch_per_chip' in report:
-    lines.append(
-      f'largest batch that fits: {report["largest_batch_per_chip"]} a chip'
-    )
-  return '\n'.join(lines)
-
-
-def _say(line: str) -> None:
-  print(line, file=sys.stderr, flush=True)
+  return '\n'.join(lines + largest)
 
 
 def main(args: flags.FlagValues) -> None:
@@ -217,17 +195,17 @@ def main(args: flags.FlagValues) -> None:
   for name, config in configs.items():
     try:
       report = check(config, topology, args.sampler)
-      if args.find_batch:
-        known = report['hbm_bytes_per_chip']
-        report |= find_batch(config, topology, known)
     except aot.DoesNotFit as e:
-      report = {'error': f'Does not fit {topology}: {e} {REMEDIES}'}
+      remedies = _remedies(config)
+      report = {'error': f'Does not fit {topology}: {e} {remedies}'}
+    if args.find_batch:
+      report |= find_batch(config, topology, report.get('hbm_bytes_per_chip'))
     reports[name] = report
     if not args.json:
       print(f'{name}\n{text(report)}'.strip(), flush=True)
   if args.json:
     print(json.dumps(reports if args.loops else reports[''], indent=2))
-  if any('error' in report for report in reports.values()):
+  if any('error' in r | r.get('sampler', {}) for r in reports.values()):
     raise SystemExit(TOO_LARGE)
 
 

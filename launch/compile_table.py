@@ -60,7 +60,7 @@ def report(
   path = out / f'{name}.json'
   if path.exists():
     found = json.loads(path.read_text())
-    if not batch or 'error' in found or LARGEST in found:
+    if not batch or LARGEST in found:
       return found
   print(f'{config} for {topology}', file=sys.stderr, flush=True)
   command = [
@@ -97,7 +97,7 @@ def table(reports: dict[str, dict[str, dict]]) -> str:
 def _cells(found: dict) -> list[str]:
   """Memory, largest batch and rate of a config on a slice."""
   if 'error' in found:
-    return ['does not fit', '', '']
+    return ['does not fit', str(found.get(LARGEST, '')), '']
   rate = f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
   memory = f'{found["hbm_bytes_per_chip"] / 2**30:.1f}'
   return [memory, str(found.get(LARGEST, '')), rate]

@@ -34,6 +34,7 @@ import shlex
 import sys
 import threading
 import time
+from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
@@ -103,15 +104,18 @@ class Sweep:
     try:
       with self._lock(job) as lock:
         did = self._finish(job, lock, share)
-        if did == DONE:
-          self.summarize()
-      return did
     except Stopped:
       raise
     except Exception as e:  # Of a bucket too, which may raise anything.
       why = str(e) if isinstance(e, Failed) else f'{type(e).__name__}: {e}'
       self.failed[job.name] = why
       return f'failed: {why}'
+    if did == DONE:
+      try:
+        self.summarize()
+      except Exception as e:  # The run is whole; a report may be of another.
+        say(f'No summary yet: {type(e).__name__}: {e}')
+    return did
 
   def _lock(self, job: Job) -> contextlib.AbstractContextManager[int]:
     waits = f'{job.name}: still alive from an earlier start; waits for its end'
@@ -172,13 +176,21 @@ class Sweep:
       reports = {
         job.name: report
         for job in self._jobs
-        if job.run.loops and (report := job.report(self._num))
+        if job.run.loops and (report := self._report(job))
       }
       if not reports:
         return 'There is nothing to summarize.'
       runs = [job.run for job in self._jobs]
       paths = sweep_report.write(self._workdir, runs, reports)
       return '\n'.join([sweep_report.table(reports), *map(str, paths)])
+
+  def _report(self, job: Job) -> dict[str, Any] | None:
+    """The report of a run; None, and a word of it, if it cannot be read."""
+    try:
+      return job.report(self._num)
+    except Exception as e:  # Of a bucket too, which may raise anything.
+      say(f'{job.name}: not in the summary: {type(e).__name__}: {e}')
+      return None
 
 
 def train_command(job: Job) -> list[str]:

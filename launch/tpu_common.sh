@@ -65,6 +65,9 @@ parse() {
     shift
   done
   require project zone name
+  [[ $name =~ ^[a-z][a-z0-9-]*$ ]] ||
+    usage_error "--name must be of lower-case letters, digits and hyphens, a" \
+      "letter first, got '$name'."
 }
 
 require() {
@@ -176,10 +179,12 @@ is_dead() {
   esac
 }
 
-# Sets `ssh_command`, which runs $2... on worker $1, a number or `all`.
+# Sets `ssh_command`, which runs $2... on worker $1, a number or `all`. gcloud
+# tries ten times: a worker that is gone must not take minutes each time.
 build_ssh() {
   ssh_command=(gcloud compute tpus tpu-vm ssh "$name" --project="$project"
-    --zone="$zone" --worker="$1" --command="$(quote "${@:2}")")
+    --zone="$zone" --worker="$1" --ssh-flag=-oConnectTimeout=20
+    --ssh-flag=-oServerAliveInterval=30 --command="$(quote "${@:2}")")
 }
 
 on_worker() {

@@ -29,10 +29,11 @@ main() {
     revision=$(checked_out_revision)
   fi
   date=$(git -C "$root" show -s --format=%cI "$revision")
-  files=${TMPDIR:-/tmp}/elt_jax-$project-$zone-$name
-  [[ -n $dry_run ]] || trap 'rm -rf "$files"' EXIT
-
-  run mkdir -p "$files"
+  files=${TMPDIR:-/tmp}
+  if [[ -z $dry_run ]]; then
+    files=$(mktemp -d)
+    trap 'rm -rf "$files"' EXIT
+  fi
   run git -C "$root" archive --output="$files/elt_jax.tar.gz" "$revision"
   # The first connection makes the ssh key and gives it to all workers, which
   # many connections at once cannot do.

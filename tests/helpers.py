@@ -20,6 +20,16 @@ from elt_jax.train_step import build_train_step
 ONE_DEVICE = {'data': 1, 'fsdp': 1, 'tensor': 1}
 
 
+def damage(directory):
+  """Cuts every data file of a step in half, as a full disk would."""
+  cut = 0
+  for file in directory.rglob('*'):
+    if file.is_file() and file.stat().st_size > 1000:
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+      cut += 1
+  assert cut
+
+
 def make_inputs(config, batch=3):
   """(x, t, labels) of a model."""
   rng = np.random.default_rng(7)

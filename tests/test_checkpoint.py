@@ -9,7 +9,7 @@ import pytest
 
 from elt_jax.checkpoint import Checkpoints
 from elt_jax.train_state import TrainState
-from tests.helpers import Stack
+from tests.helpers import Stack, damage
 from tests.test_sharding import MESHES
 
 
@@ -70,16 +70,6 @@ def test_keeps_the_newest_and_every_mth(tmp_path):
     assert checkpoints.steps() == [4, 6, 7]
 
 
-def damage(directory):
-  """Cuts every data file of a step in half, as a full disk would."""
-  cut = 0
-  for file in directory.rglob('*'):
-    if file.is_file() and file.stat().st_size > 1000:
-      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-      cut += 1
-  assert cut
-
-
 def test_damaged_step_is_set_aside_and_the_one_before_used(tmp_path, caplog):
   state, like = small()
   with Checkpoints(tmp_path, keep=3) as checkpoints:
@@ -117,6 +107,26 @@ def test_nothing_readable_raises(tmp_path):
       pytest.raises(ValueError, match=r'None of the checkpoints \[1\]'),
     ):
       checkpoints.restore(like)
+
+
+def test_a_place_that_cannot_be_reached_is_an_error_not_damage(
+  tmp_path, monkeypatch
+):
+  state, like = small()
+  with Checkpoints(tmp_path) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(at(state, step))
+
+    def restore(*args, **kwargs):
+      raise ConnectionError('503, try again')
+
+    checkpoints._manager.wait_until_finished()
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpoints._manager, 'restore', restore)
+      with pytest.raises(ConnectionError, match='503'):
+        checkpoints.restore(like)
+    assert checkpoints.restore(like)[1] == 2
+  assert not list(tmp_path.rglob('*unreadable*'))
 
 
 def test_no_checkpoint_is_none_and_reading_makes_no_directory(tmp_path):

@@ -110,32 +110,43 @@ def test_fewer_unique_layers_at_one_depth_need_less(eight):
     compile_check.at_depth(config, 2)
 
 
-def test_the_largest_batch_is_looked_for(eight, monkeypatch):
-  """Against a compiler whose memory grows by 100 an example, from 1,000."""
+@pytest.mark.parametrize('parts', [1, 2])
+@pytest.mark.parametrize(
+  'needs,fits,most',
+  [
+    (lambda n: 1000 + 100 * n, 37, 4),
+    # As it is it does not fit.
+    (lambda n: 4000 + 500 * n, 1, 4),
+    (lambda n: 6000, 0, 2),
+    # More than in proportion, and not at all.
+    (lambda n: 1000 + 3 * n**2, 35, 10),
+    (lambda n: 1000 if n < 300 else 9000, 299, 13),
+  ],
+)
+def test_the_largest_batch_is_looked_for(monkeypatch, needs, fits, most, parts):
+  """Against a compiler for 4,750 bytes that refuses in two ways."""
   tried = []
 
   def compiled(config):
-    tried.append(config.train.batch_size // 8)
-    return 1000 + 100 * tried[-1]
-
-  monkeypatch.setattr(aot, 'lower_train_step', lambda c, devices: compiled(c))
-  monkeypatch.setattr(aot, 'compile_program', lambda needed: needed)
-  monkeypatch.setattr(aot, 'memory', lambda needed: {'total': needed})
-  chip = roofline.Chip(1, 1, 1, 1000 + 100 * 37 + 50)
-  monkeypatch.setattr(compile_check, '_chips', lambda t: (chip, jax.devices()))
-  found = compile_check.find_batch(sharded(tiny_config()), 'v6e:2x4')
-  assert found['largest_batch_per_chip'] == 37
-  assert tried == [2, 1, 37]
-
-  # The compiler names no number where far too much is asked.
-  def refuses(needed):
-    if needed > 1150:
-      raise aot.DoesNotFit('RESOURCE_EXHAUSTED', None)
+    tried.append(config.train.batch_size // 8 // parts)
+    if (needed := needs(tried[-1])) > 5500:
+      raise aot.DoesNotFit('RESOURCE_EXHAUSTED')
     return needed
 
-  monkeypatch.setattr(aot, 'compile_program', refuses)
-  found = compile_check.find_batch(sharded(tiny_config()), 'v6e:2x4')
-  assert found['largest_batch_per_chip'] == 1
+  monkeypatch.setattr(aot, 'lower_train_step', lambda c, devices: c)
+  monkeypatch.setattr(aot, 'compile_program', compiled)
+  monkeypatch.setattr(aot, 'memory', lambda needed: {'total': needed})
+  config = sharded(tiny_config())
+  config.train.update({'batch_size': 16 * parts, 'accumulate_steps': parts})
+  found, by_batch = aot.largest_batch(config, jax.devices(), 4750)
+  assert fits * 15 // 16 <= found // parts <= fits and found % parts == 0
+  assert len(tried) == len(set(tried)) <= most
+  if found:
+    assert by_batch[str(found)] == needs(found // parts) <= 4750
+    tried.clear()
+    known = needs(2) if needs(2) <= 4750 else None
+    again, _ = aot.largest_batch(config, jax.devices(), 4750, known)
+    assert again == found and (2 in tried) == (known is None)
 
 
 # How ml_collections loads the file of --config.
@@ -145,29 +156,47 @@ loads_a_config = pytest.mark.filterwarnings(
 
 
 @loads_a_config
-@pytest.mark.parametrize(
-  'said',
-  [
-    'Ran out of memory in memory space hbm. Used 40.50G of 31.25G hbm. '
-    'Exceeded hbm capacity by 9.25G.',
-    'Ran out of memory on HBM, the total memory required for HLO temporaries '
-    '(40.50G) exceeds available HBM (31.25G).',
-  ],
-)
-def test_what_does_not_fit_says_what_to_change(
-  eight, monkeypatch, capsys, said
-):
+def test_what_does_not_fit_says_what_to_change(eight, monkeypatch, capsys):
   class Lowered:
     def compile(self):
-      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}')
+      raise jax.errors.JaxRuntimeError(
+        'RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used '
+        '40.50G of 31.25G hbm. Exceeded hbm capacity by 9.25G.'
+      )
 
-  with pytest.raises(aot.DoesNotFit) as error:
+  with pytest.raises(aot.DoesNotFit, match='40.50G'):
     aot.compile_program(Lowered())
-  assert error.value.needed == int(40.5 * 2**30)
   monkeypatch.setattr(aot, 'lower_train_step', lambda *_: Lowered())
   with pytest.raises(SystemExit, match='3'):
     run('--topology=v6e:2x4', '--config=configs/mnist_diffusion.py')
   assert 'Does not fit v6e:2x4: RESOURCE_EXHAUSTED' in capsys.readouterr().out
+  # Which one would fit is asked of a config that does not fit, above all.
+  with pytest.raises(SystemExit, match='3'):
+    run(
+      '--topology=v6e:2x4',
+      '--config=configs/mnist_diffusion.py',
+      '--find_batch',
+    )
+  assert 'largest batch that fits: 0 a chip' in capsys.readouterr().out
+
+
+@loads_a_config
+def test_a_sampler_that_does_not_fit_takes_nothing_from_the_report(
+  eight, monkeypatch, capsys
+):
+  def refuses(config, devices):
+    raise aot.DoesNotFit('RESOURCE_EXHAUSTED')
+
+  monkeypatch.setattr(aot, 'lower_sampler', refuses)
+  report = compile_check.check(sharded(tiny_config()), 'v6e:2x4')
+  assert report['floor']['seconds'] > 0
+  text = compile_check.text(report)
+  assert (
+    'sampler: Does not fit v6e:2x4: RESOURCE_EXHAUSTED Lower sample' in text
+  )
+  monkeypatch.setattr(compile_check, 'check', lambda *_: report)
+  with pytest.raises(SystemExit, match='3'):
+    run('--topology=v6e:2x4', '--config=configs/mnist_diffusion.py')
 
 
 def run(*args):
@@ -267,9 +296,9 @@ def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
   for _ in range(2):
     monkeypatch.setattr(sys, 'argv', [*args, '--find_batch'])
     compile_table.main()
-  assert len(calls) == 3  # What does not fit is not asked for more.
+  assert len(calls) == 4
   table = (tmp_path / 'table.md').read_text()
-  assert f'{head} 37 | {rate} |' in table
+  assert f'| 16 | does not fit | 37 |  | 0.0 | 37 | {rate} |' in table
   monkeypatch.setattr(sys, 'argv', [*args[:2], '--configs=nothing.py'])
   with pytest.raises(SystemExit, match='nothing.py'):
     compile_table.main()

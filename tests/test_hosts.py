@@ -17,7 +17,7 @@ import pytest
 from elt_jax import checkpoint, files, hosts
 from elt_jax import config as config_lib
 from tests.commands import ROOT, TINY, wait_for_step
-from tests.helpers import Stack, inception_weights
+from tests.helpers import Stack, damage, inception_weights
 
 RUN = [*TINY, '--config.train.num_steps=20', '--config.train.seed=3']
 
@@ -38,7 +38,7 @@ def connect(port):
   raise AssertionError('Host 0 does not listen.')
 
 
-def start(count, workdir, *args, devices=4, name='train'):
+def start(count, workdir, *args, devices=4, name='train', run=RUN):
   """`count` hosts of `devices / count` devices each, at work in workdir."""
   port = free_port()
   command = [
@@ -46,7 +46,7 @@ def start(count, workdir, *args, devices=4, name='train'):
     '-m',
     f'elt_jax.{name}',
     f'--workdir={workdir}',
-    *(RUN if name == 'train' else ()),
+    *(run if name == 'train' else ()),
   ]
   processes = []
   for host in range(count):
@@ -144,9 +144,44 @@ def test_two_hosts_stopped_in_the_middle_train_what_one_trains(
   else:
     assert other.returncode not in (0, 143)
   assert 8 <= newest(tmp_path)[1] < 20
+  if number == signal.SIGTERM:  # Both take the one before, and one renames it.
+    damage(tmp_path / 'checkpoints' / str(newest(tmp_path)[1]))
   finish(start(2, *run))
   check_equal(one, tmp_path)
   assert len(list((tmp_path / 'samples').iterdir())) == 2
+
+
+def test_hosts_that_share_examples_train_what_one_trains(one, tmp_path):
+  """Of one tensor-parallel model, each holds a half and the same batch."""
+  finish(start(2, tmp_path, '--config.mesh.tensor=2', devices=2))
+  check_equal(one, tmp_path)
+
+
+@pytest.mark.slow
+def test_hosts_train_the_tokenizer_that_one_trains(tmp_path):
+  """Whose loss and restarts know of more than one example at a time."""
+  args = [
+    '--config=configs/mnist_tokenizer.py',
+    '--config.data.source=synthetic',
+    '--config.tokenizer.filters=8',
+    '--config.tokenizer.norm_groups=4',
+    '--config.tokenizer.entropy=0.1',
+    '--config.tokenizer.restart_every_steps=1',
+    '--config.train.batch_size=16',
+    '--config.train.accumulate_steps=2',
+    '--config.train.num_steps=3',
+    '--config.train.log_every_steps=1',
+    '--config.train.sample_every_steps=0',
+    '--config.mesh.data=4',
+  ]
+  losses = []
+  for count in (1, 2):
+    workdir = tmp_path / str(count)
+    finish(start(count, workdir, run=args))
+    lines = (workdir / 'logs' / 'metrics.jsonl').read_text().splitlines()
+    losses.append([json.loads(line)['train/loss'] for line in lines])
+  assert len(losses[0]) == 3
+  np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -243,6 +278,35 @@ def test_a_host_that_does_not_come_is_named():
   for process in processes:
     _, err = process.communicate(timeout=60)
     assert 'after 4 s host 1, 3 has not come' in err
+
+
+@pytest.mark.parametrize('saves', [False, True])
+def test_sigterm_is_left_to_jax_where_a_run_saves(saves):
+  place = {
+    'JAX_COORDINATOR_ADDRESS': f'localhost:{free_port()}',
+    'JAX_NUM_PROCESSES': '1',
+    'JAX_PROCESS_ID': '0',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  code = (
+    'import time; from elt_jax import hosts; '
+    f"hosts.join(saves={saves}); print('joined', flush=True); time.sleep(60)"
+  )
+  process = subprocess.Popen(
+    [sys.executable, '-c', code],
+    cwd=ROOT,
+    env=os.environ | place,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    assert process.stdout.readline() == 'joined\n'
+    process.terminate()
+    if saves:
+      with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2)
+      process.kill()
+    assert process.wait(30) == (-signal.SIGKILL if saves else -signal.SIGTERM)
 
 
 def test_who_is_no_host_does_not_count():
