@@ -54,9 +54,17 @@ class Slices:
     return [script, *place, f'--name={self.name(job)}', '--delete', '--yes']
 
   def check(self, job: Job) -> None:
-    """Raises ValueError if tpu_retry.sh refuses its flags or this clone."""
+    """Raises ValueError if tpu_retry.sh refuses its flags or this clone.
+
+    From here on all runs are of the revision that is checked out now, whatever
+    becomes of the clone meanwhile.
+    """
     done = subprocess.run(
       self.train(job, '--dry-run'), capture_output=True, text=True
     )
     if done.returncode:
       raise ValueError(done.stderr.strip().removeprefix('Error: '))
+    if not any(flag.startswith('--revision=') for flag in self._flags):
+      git = ['git', '-C', str(LAUNCH), 'rev-parse', 'HEAD']
+      head = subprocess.run(git, capture_output=True, text=True, check=True)
+      self._flags.append(f'--revision={head.stdout.strip()}')

@@ -211,13 +211,19 @@ workers_in() { grep -E "^worker [^ ]+ ($1) " <<<"$workers"; }
 
 # ---- The code ---------------------------------------------------------------
 
-# The revision that is checked out; fails if files differ from it.
-checked_out_revision() {
+# Sets `revision`, where it is not given, to what is checked out; fails if files
+# differ from it.
+set_revision() {
   local changes
+  if [[ -n $revision ]]; then
+    revision=$(git -C "$root" rev-parse -q --verify "$revision^{commit}") ||
+      usage_error '--revision must name a commit of this clone.'
+    return
+  fi
   changes=$(git -C "$root" status --porcelain) ||
     fail "$root is not in a git clone, so there is no revision to copy."
   [[ -z $changes ]] ||
     fail "uncommitted changes, which would not be copied; commit them, or" \
-      "give tpu_setup.sh a --revision:"$'\n'"$changes"
-  git -C "$root" rev-parse HEAD
+      "give a --revision:"$'\n'"$changes"
+  revision=$(git -C "$root" rev-parse HEAD)
 }

@@ -8,7 +8,7 @@
 #   --project --zone --name --type --workdir   or ELT_TPU_PROJECT, ELT_TPU_ZONE,
 #                    ELT_TPU_NAME, ELT_TPU_TYPE, ELT_TPU_WORKDIR
 #   --spot --reserved --runtime-version --timeout   as of tpu_create.sh
-#   --data           as of tpu_setup.sh
+#   --data --revision   as of tpu_setup.sh
 #   --attempts=20    to get the run going, in all; 0 is without limit
 #   --backoff=60     seconds before the next attempt; doubled, up to half an
 #                    hour, for each that got nothing going
@@ -17,7 +17,7 @@
 #                    answer, is given to turn out to be a preemption
 #   --dry-run        prints the commands of one attempt and runs nothing
 #
-# Every attempt uses the revision checked out at the first. The run resumes from
+# Every attempt uses one revision, by default what the first found. The run resumes from
 # the workdir by itself. Ends with 0 when the run has trained to the end, with 1
 # when it failed by its own error, when it was stopped or the slice deleted by
 # hand, or when no attempts are left. Interrupted, it leaves slice and run as
@@ -142,15 +142,15 @@ main() {
   local attempt pause failures=0
   type=${ELT_TPU_TYPE:-} workdir=${ELT_TPU_WORKDIR:-} spot='' reserved=''
   runtime_version='' timeout=21600 attempts=20 backoff=60 poll=60 grace=300
-  data=''
-  parse 'type workdir data runtime-version timeout attempts backoff poll grace' \
+  data='' revision=''
+  parse 'type workdir data revision runtime-version timeout attempts backoff poll grace' \
     'spot reserved' "$@"
   require type
   require_workdir
   [[ -z $data ]] || require_address data
   require_integers timeout attempts backoff poll grace
   ((${#rest[@]})) || usage_error 'Nothing to train: give -- --config=FILE.'
-  revision=$(checked_out_revision)
+  set_revision
   if [[ -n $dry_run ]]; then
     bring_up
     ask_state ACTIVE

@@ -22,12 +22,7 @@ main() {
   revision='' data=''
   parse 'revision data' '' "$@"
   [[ -z $data ]] || require_address data
-  if [[ -n $revision ]]; then
-    revision=$(git -C "$root" rev-parse -q --verify "$revision^{commit}") ||
-      usage_error '--revision must name a commit of this clone.'
-  else
-    revision=$(checked_out_revision)
-  fi
+  set_revision
   date=$(git -C "$root" show -s --format=%cI "$revision")
   files=${TMPDIR:-/tmp}
   if [[ -z $dry_run ]]; then

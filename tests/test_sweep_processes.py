@@ -264,6 +264,9 @@ def test_each_run_has_a_slice_which_is_deleted_after_it(cloud: Cloud):
     ended(first, -signal.SIGKILL)
     again = cloud.spawn(command, ROOT, env)
     assert again.stdout.readline().startswith('bad: still alive')
+    revision = cloud.git('rev-parse', 'HEAD')
+    (cloud.clone / 'requirements.txt').write_text('new\n')
+    cloud.git('commit', '-qam', 'second')
     # Another has trained on, since this sweep looked.
     put('done/checkpoints/7/commit_success.txt', '')
     cloud.write('end-bad', '2')
@@ -288,3 +291,6 @@ def test_each_run_has_a_slice_which_is_deleted_after_it(cloud: Cloud):
   log = (path / 'bucket' / 's' / 'bad' / 'sweep.log').read_text()
   assert 'the run failed by its own error' in log
   assert '--workdir=gs://bucket/s/bad -- --config=' in log
+  # All runs are of the revision that was checked out at the start.
+  set_up = [' '.join(call) for call in cloud.calls('worker.sh setup')]
+  assert 'n-good' in set_up[-1] and all(revision in call for call in set_up)
