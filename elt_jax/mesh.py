@@ -56,7 +56,17 @@ def batch_shards(mesh: Mesh) -> int:
 
 
 def check_batch(config: Any, mesh: Mesh) -> None:
-  """Raises ValueError unless every step's examples divide over the mesh."""
+  """Raises ValueError unless every step's examples divide over the mesh.
+
+  And if devices would only repeat what others do: a tokenizer has no axis that
+  `tensor` splits.
+  """
+  tensor = mesh.shape['tensor']
+  if config.model.family == 'tokenizer' and tensor > 1:
+    raise ValueError(
+      f'mesh.tensor = {tensor} splits heads and MLPs, and a tokenizer has none '
+      'of them: set it to 1, and split examples by mesh.data or mesh.fsdp.'
+    )
   examples = config.train.batch_size // config.train.accumulate_steps
   if examples % batch_shards(mesh):
     raise ValueError(

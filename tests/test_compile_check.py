@@ -244,6 +244,18 @@ needs_libtpu = pytest.mark.skipif(
 
 
 @needs_libtpu
+def test_a_slice_may_be_split_along_any_axis():
+  """16 chips as 4 x 4: an axis of 8 takes one and a half of its sides."""
+  code = (
+    'from elt_jax import ahead_of_time as aot, mesh\n'
+    "devices = aot.tpu_devices('v6e:4x4')\n"
+    "mesh.build_mesh({'data': 2, 'fsdp': 8, 'tensor': 1}, devices)"
+  )
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  subprocess.run([sys.executable, '-c', code], env=env, check=True)
+
+
+@needs_libtpu
 def test_a_small_model_compiles_for_a_tpu():
   done = tpu_command(
     '--topology=v6e:2x4',

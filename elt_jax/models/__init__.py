@@ -19,7 +19,7 @@ def build_model(
   """The model of a validated config: a looped transformer, or a tokenizer."""
   family = config.model.family
   if family == 'tokenizer':
-    return build_tokenizer(config)
+    return build_tokenizer(config, mesh)
   m = config.model
   dtype = jnp.dtype(m.dtype)
   pieces = {'diffusion': _diffusion, 'masked': _masked}[family](config, dtype)

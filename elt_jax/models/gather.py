@@ -4,8 +4,9 @@ Parameters sharded over `fsdp` must be whole where they are used. Left to the
 compiler they are gathered at every loop, and their gradients are reduced over
 devices at every loop: a looped model then sends as much as an unlooped one of
 its depth. Here all loops run on a device's own part of the batch, between one
-gather and, in the backward pass, one reduction. The price is memory: N layers
-are whole on every device through the step.
+gather and, in the backward pass, one reduction; of a batch that is trained in
+parts, one of each for every part. The price is memory: N layers are whole on
+every device through the step.
 """
 
 from collections.abc import Callable

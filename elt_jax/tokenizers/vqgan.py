@@ -21,8 +21,10 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from elt_jax.config import sample_shape
+from elt_jax.sharding import constrain
 from elt_jax.tokenizers.discriminator import Discriminator
 from elt_jax.tokenizers.layers import (
   conv,
@@ -75,6 +77,7 @@ class Encoder(nn.Module):
     groups: of the group norms.
     dtype: of the computation.
     remat: whether the backward pass recomputes each residual block.
+    mesh: over which examples are split, or None.
     local: whether a position sees others by pooling alone, with norms and
       1-wide convolutions of its own.
   """
@@ -88,6 +91,7 @@ class Encoder(nn.Module):
   groups: int
   dtype: Any = jnp.float32
   remat: bool = False
+  mesh: Mesh | None = None
   local: bool = False
 
   @nn.compact
@@ -100,7 +104,7 @@ class Encoder(nn.Module):
       dtype=self.dtype,
       local=self.local,
     )
-    apply = _apply(self.remat)
+    apply = _apply(self.remat, self.mesh)
     kernel = (1 if self.local else 3,) * rank
     x = patches_to_waves(x, self.patch)
     x = conv(self.filters, kernel, use_bias=False, dtype=self.dtype)(x)
@@ -129,11 +133,12 @@ class Decoder(nn.Module):
   groups: int
   dtype: Any = jnp.float32
   remat: bool = False
+  mesh: Mesh | None = None
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     rank = x.ndim - 2
-    apply = _apply(self.remat)
+    apply = _apply(self.remat, self.mesh)
     kernel = (3,) * rank
     block = functools.partial(
       ResBlock, rank=rank, groups=self.groups, dtype=self.dtype
@@ -155,9 +160,17 @@ class Decoder(nn.Module):
     return waves_to_patches(x, self.patch)
 
 
-def _apply(remat: bool) -> Callable[[nn.Module, Array], Array]:
-  """(block, x) -> block(x); the name of the block stays as it is."""
-  apply = lambda block, x: block(x)
+def _apply(
+  remat: bool, mesh: Mesh | None
+) -> Callable[[nn.Module, Array], Array]:
+  """(block, x) -> block(x), split over examples; the block keeps its name."""
+
+  def apply(block: nn.Module, x: Array) -> Array:
+    x = block(x)
+    if mesh is None:
+      return x
+    return constrain(x, ('batch', *[None] * (x.ndim - 1)), mesh)
+
   return nn.remat(apply) if remat else apply
 
 
@@ -275,7 +288,7 @@ def token_grid(config: Any) -> tuple[int, ...]:
   return tuple(n // math.prod(s) for n, s in zip(pixels, steps, strict=True))
 
 
-def build_tokenizer(config: Any) -> VQGAN:
+def build_tokenizer(config: Any, mesh: Mesh | None = None) -> VQGAN:
   """The tokenizer of an experiment config."""
   t = config.tokenizer
   dtype = jnp.dtype(config.model.dtype)
@@ -288,6 +301,7 @@ def build_tokenizer(config: Any) -> VQGAN:
     groups=t.norm_groups,
     dtype=dtype,
     remat=config.model.remat == 'layer',
+    mesh=mesh,
   )
   return VQGAN(
     encoder=Encoder(
