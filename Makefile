@@ -66,7 +66,7 @@ gallery: quickstart masked video
 	$(BIN)/python -m elt_jax.sample --workdir=runs/moving_mnist_masked \
 	  --loops=1,2,3 --num=1 --out=gallery/clips.png
 
-# gallery/frontier.png: two hours more. A point is never measured twice.
+# gallery/frontier.png: twenty minutes to two hours. No point is measured twice.
 frontier: venv
 	$(BIN)/python -m elt_jax.train --config=configs/mnist_diffusion.py:long \
 	  --workdir=runs/quickstart_long

@@ -141,18 +141,27 @@ def figure(
       color='0.4',
       lw=1,
     )
+    # Names would cover each other: numbers, and a list where no point is.
+    names = {row['point']: str(n) for n, row in enumerate(best, 1)}
     constant = [row for row in rows if row['point'] in baselines]
     for row in best + [row for row in constant if row not in best]:
       above = row not in best
-      name = axis.annotate(
-        row['point'].partition(',')[0] if above else row['point'],
+      axis.annotate(
+        names.get(row['point'], row['point'].partition(',')[0]),
         (row[cost], min(row['quality'], highest)),
         xytext=(4, 8 if above else -10),
         textcoords='offset points',
         fontsize=7,
         color='0.5' if above else 'black',
       )
-      name.set_in_layout(False)  # A long name would squeeze the axis.
+    listed = axis.text(
+      0.02,
+      0.1,
+      '\n'.join(f'{n}  {point}' for point, n in names.items()),
+      transform=axis.transAxes,
+      fontsize=8,
+    )
+    listed.set_in_layout(False)  # A long name would squeeze the axis.
     axis.axhline(recipe['floor'], color='0.4', ls=':', lw=1)
     axis.set_xscale('log')
     axis.set_yscale('log')
