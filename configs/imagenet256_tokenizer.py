@@ -15,6 +15,10 @@ of 2.28; the critic and the perceptual network (VGG-16 here, a ResNet there)
 are not the same. Nobody has trained it with this code yet; the public
 weights can be sampled from at once, with --maskgit of elt_jax.sample.
 Without perceptual weights, set --config.tokenizer.perceptual=0.
+
+On a v6e:2x4 a chip needs 6.4 of its 31 GiB, by the compiler and without the
+perceptual network, and the training would take 12 hours if every peak were
+reached, of which a real run takes a multiple (launch/README.md).
 """
 
 import ml_collections

@@ -16,6 +16,10 @@ critic differ. MAGVIT starts from an ImageNet tokenizer of 128 x 128 pixels,
 inflated: train configs/imagenet256_tokenizer.py at that size, with the levels
 of this file, for inflate_from. Nobody has trained it with this code yet.
 Without perceptual weights, set --config.tokenizer.perceptual=0.
+
+On a v6e:2x4 a chip needs 10 of its 31 GiB for L, by the compiler and without
+the perceptual network, and the training would take 10 hours (B 0.8) if every
+peak were reached, of which a real run takes a multiple (launch/README.md).
 """
 
 import ml_collections

@@ -36,7 +36,7 @@ def logical_to_spec(names: Sequence[str | None]) -> P:
   if unknown:
     raise ValueError(
       f'Unknown logical axes {unknown} in {tuple(names)}; the rules know '
-      f'{sorted(RULES)}.'
+      f'{sorted(RULES)}. Use one of them, or add it to sharding.RULES.'
     )
   axes = [None if n is None else RULES[n] for n in names]
   used = [
@@ -47,7 +47,8 @@ def logical_to_spec(names: Sequence[str | None]) -> P:
   twice = sorted({a for a in used if used.count(a) > 1})
   if twice:
     raise ValueError(
-      f'Logical axes {tuple(names)} put two dimensions on mesh axes {twice}.'
+      f'Logical axes {tuple(names)} put two dimensions on mesh axes {twice}: '
+      'a mesh axis splits one. Name the other dimension None.'
     )
   return P(*axes)
 

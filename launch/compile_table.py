@@ -81,26 +81,34 @@ def report(
 
 
 def table(reports: dict[str, dict[str, dict]]) -> str:
-  """Markdown of {config: {topology: report}}, a row for each config."""
+  """Markdown of {config: {topology: report}}, a row for each config.
+
+  Of every topology the memory of a chip, the examples a second if every peak
+  were reached, and, if that was looked for, the largest batch of a chip.
+  """
+  of_all = [found for of in reports.values() for found in of.values()]
+  columns = {'GiB a chip': _memory, 'examples/s': _rate}
+  if any(LARGEST in found for found in of_all):
+    columns['largest batch'] = lambda found: str(found.get(LARGEST, ''))
   topologies = list(next(iter(reports.values())))
-  names = ('GiB a chip', 'largest batch a chip', 'examples/s')
-  head = ['config', 'batch']
-  head += [f'{name} of {t}' for t in topologies for name in names]
-  lines = [head, ['---'] * len(head)]
+  head = [f'{name}, {t}' for t in topologies for name in columns]
+  lines = [['config', *head], ['---'] * (1 + len(head))]
   for config, of in reports.items():
-    sizes = {r['batch_size'] for r in of.values() if 'error' not in r}
-    cells = [config.replace('.py', ''), ', '.join(map(str, sizes))]
-    lines.append(cells + [c for t in topologies for c in _cells(of[t])])
+    cells = [cell(of[t]) for t in topologies for cell in columns.values()]
+    lines.append([config.replace('.py', ''), *cells])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
 
 
-def _cells(found: dict) -> list[str]:
-  """Memory, largest batch and rate of a config on a slice."""
+def _memory(found: dict) -> str:
   if 'error' in found:
-    return ['does not fit', str(found.get(LARGEST, '')), '']
-  rate = f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
-  memory = f'{found["hbm_bytes_per_chip"] / 2**30:.1f}'
-  return [memory, str(found.get(LARGEST, '')), rate]
+    return 'does not fit'
+  return f'{found["hbm_bytes_per_chip"] / 2**30:.1f}'
+
+
+def _rate(found: dict) -> str:
+  if 'error' in found:
+    return ''
+  return f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
 
 
 def main() -> None:

@@ -359,7 +359,7 @@ def test_batches_are_those_of_any_readers_and_of_a_resumed_run(folder, mesh):
   sharding = jax.NamedSharding(mesh, jax.P(('data', 'fsdp')))
 
   def read(start, stop, threads):
-    batches = pipeline.batches(dataset, sharding, start, threads)
+    batches = pipeline.batches(dataset, sharding, 8, start, threads)
     return list(itertools.islice(batches, stop - start))
 
   straight = read(0, 6, 0)
