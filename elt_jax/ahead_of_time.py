@@ -74,7 +74,7 @@ def lower_train_step(config: Any, devices: list[Any]) -> jax.stages.Lowered:
     ValueError: if mesh, batch or parameters do not divide.
   """
   mesh = mesh_lib.build_mesh(config.mesh, devices)
-  mesh_lib.check_batch(config, mesh)
+  mesh_lib.check_config(config, mesh)
   model = build_model(config, mesh)
   optimizer = optim.build_optimizer(config)
   abstract, specs = train_state.state_specs(model, optimizer, mesh)
@@ -118,47 +118,40 @@ def largest_batch(
     (batch, {batch: bytes of a chip, None where it does not fit}).
   """
   parts = config.train.accumulate_steps
-  fits, refused = {}, _MOST
 
-  def attempt(part: int) -> None:
-    nonlocal refused
+  def needs(part: int) -> int | None:
     c = config.copy_and_resolve_references()
     c.train.batch_size = part * len(devices) * parts
     total = limit + 1
     with contextlib.suppress(DoesNotFit):
       total = memory(compile_program(lower_train_step(c, devices)))['total']
-    if total <= limit:
-      fits[part] = total
-    else:
-      refused = min(refused, part)
-    said = f'{total / 2**30:.2f} GiB' if total <= limit else 'does not fit'
+    fits = total <= limit
+    said = f'{total / 2**30:.2f} GiB' if fits else 'does not fit'
     log.info('Batch of %d a chip: %s.', part * parts, said)
+    return total if fits else None
 
   start = max(1, config.train.batch_size // (len(devices) * parts))
-  if needed is None:
-    attempt(start)
-  else:
-    fits[start] = needed
-  while not fits and refused > 1:
-    attempt(refused // 2)
-  while fits and (guess := _next_batch(fits, refused, limit)):
-    attempt(guess)
-  tried = fits if refused == _MOST else fits | {refused: None}
-  largest = parts * max(fits, default=0)
+  tried = {start: needs(start) if needed is None else needed}
+  while guess := _next_batch(tried, limit):
+    tried[guess] = needs(guess)
+  largest = parts * max((b for b, n in tried.items() if n), default=0)
   return largest, {str(b * parts): tried[b] for b in sorted(tried)}
 
 
-def _next_batch(fits: dict[int, int], refused: int, limit: int) -> int | None:
+def _next_batch(tried: dict[int, int | None], limit: int) -> int | None:
   """The batch to try next; None once the largest is known to a sixteenth.
 
   Args:
-    fits: bytes of each batch that fits.
-    refused: the smallest that does not.
+    tried: bytes of each batch, None where it does not fit.
     limit: bytes of a chip.
   """
-  *less, low = sorted(fits)
-  slope = (fits[low] - fits[less[-1]]) / (low - less[-1]) if less else 0
-  guess = low + int((limit - fits[low]) / slope) if slope > 0 else 2 * low
+  fits = sorted(batch for batch, needed in tried.items() if needed)
+  refused = min((b for b, needed in tried.items() if not needed), default=_MOST)
+  if not fits:
+    return refused // 2 or None
+  *less, low = fits
+  slope = (tried[low] - tried[less[-1]]) / (low - less[-1]) if less else 0
+  guess = low + int((limit - tried[low]) / slope) if slope > 0 else 2 * low
   if guess >= refused:
     near = guess < refused * 17 // 16  # Of an estimate that is a little off.
     guess = refused * 15 // 16 if near else (low + refused) // 2

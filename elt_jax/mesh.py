@@ -55,11 +55,11 @@ def batch_shards(mesh: Mesh) -> int:
   return mesh.shape['data'] * mesh.shape['fsdp']
 
 
-def check_batch(config: Any, mesh: Mesh) -> None:
-  """Raises ValueError unless every step's examples divide over the mesh.
+def check_config(config: Any, mesh: Mesh) -> None:
+  """Raises ValueError unless a config can be trained on the mesh.
 
-  And if devices would only repeat what others do: a tokenizer has no axis that
-  `tensor` splits.
+  Every step's examples must divide over it, and no device may only repeat what
+  others do: a tokenizer has nothing that `tensor` splits.
   """
   tensor = mesh.shape['tensor']
   if config.model.family == 'tokenizer' and tensor > 1:

@@ -69,9 +69,14 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(
-  x: jax.Array, names: Sequence[str | None], mesh: Mesh
+  x: jax.Array, names: Sequence[str | None], mesh: Mesh | None
 ) -> jax.Array:
-  """Fixes the sharding of an activation by the logical names of its axes."""
+  """Fixes the sharding of an activation by the logical names of its axes.
+
+  Of the first axes, as many as there are names; without a mesh, of none.
+  """
+  if mesh is None:
+    return x
   return jax.lax.with_sharding_constraint(
     x, NamedSharding(mesh, logical_to_spec(names))
   )

@@ -28,7 +28,7 @@ def show(config: config_lib.ConfigDict) -> str:
   """The report, as text; nothing is allocated on a device."""
   config = validate(config)
   mesh = mesh_lib.build_mesh(config.mesh)
-  mesh_lib.check_batch(config, mesh)
+  mesh_lib.check_config(config, mesh)
   model = build_model(config, mesh)
   optimizer = optim.build_optimizer(config)
   abstract, specs = train_state.state_specs(model, optimizer, mesh)

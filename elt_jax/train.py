@@ -75,7 +75,7 @@ def train(
 
   # ---- Mesh, model, data -----------------------------------------------------
   mesh = mesh_lib.build_mesh(config.mesh)
-  mesh_lib.check_batch(config, mesh)
+  mesh_lib.check_config(config, mesh)
   model = build_model(config, mesh)
   objective = build_objective(config, model)
   optimizer = optim.build_optimizer(config)

@@ -115,8 +115,7 @@ def _mean_over_parts(
   def split(x):
     # Strided, so that each part keeps the batch's spread over the devices.
     x = jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0)
-    spec = sharding.logical_to_spec((None, 'batch'))
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    return sharding.constrain(x, (None, 'batch'), mesh)
 
   batches = jax.tree.map(split, batch)
   shapes = jax.eval_shape(gradients, jax.tree.map(lambda x: x[0], batches))

@@ -133,8 +133,9 @@ def main() -> None:
     }
     for config in wanted
   }
-  files.write_text(out / 'table.md', table(reports))
-  print(table(reports))
+  text = table(reports)
+  files.write_text(out / 'table.md', text)
+  print(text)
 
 
 if __name__ == '__main__':

@@ -17,11 +17,12 @@
 #                    answer, is given to turn out to be a preemption
 #   --dry-run        prints the commands of one attempt and runs nothing
 #
-# Every attempt uses one revision, by default what the first found. The run resumes from
-# the workdir by itself. Ends with 0 when the run has trained to the end, with 1
-# when it failed by its own error, when it was stopped or the slice deleted by
-# hand, or when no attempts are left. Interrupted, it leaves slice and run as
-# they are; started again, it goes on watching.
+# Every attempt uses one revision, by default the one checked out at the first.
+# The run resumes from the workdir by itself. Ends with 0 when the run has
+# trained to the end, with 1 when it failed by its own error, when it was
+# stopped or the slice deleted by hand, or when no attempts are left.
+# Interrupted, it leaves slice and run as they are; started again, it goes on
+# watching.
 
 # shellcheck source=tpu_common.sh
 source "$(dirname "$0")/tpu_common.sh"

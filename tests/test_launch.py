@@ -115,6 +115,19 @@ def test_a_dry_run_prints_commands_and_runs_none(cloud, command):
   assert 'gcloud' in programs and programs <= {'gcloud', 'git'}
 
 
+@pytest.mark.parametrize('command', ['setup', 'run', 'status', 'stop'])
+def test_a_worker_that_is_gone_is_given_up_soon(cloud, command):
+  args = NEEDS.get(command, ())
+  lines = lines_of(cloud(command, '--dry-run', *args).stdout)
+  calls = [line for line in lines if 'ssh' in line]
+  assert calls
+  limits = {
+    '--ssh-flag=-oConnectTimeout=20',
+    '--ssh-flag=-oServerAliveInterval=30',
+  }
+  assert all(limits <= set(call) for call in calls)
+
+
 def test_a_dry_run_prints_what_is_run(cloud):
   cloud.write('granted', 'ACTIVE')
   for command in ('create', 'setup', 'run', 'status', 'stop'):

@@ -142,13 +142,13 @@ def test_minus_one_takes_the_rest():
 def test_batch_that_does_not_divide_over_devices_is_refused(config, mesh):
   config.train.batch_size = 12
   with pytest.raises(ValueError, match='= 12 must be a multiple of .* = 8'):
-    mesh_lib.check_batch(config, mesh)
+    mesh_lib.check_config(config, mesh)
   config.train.batch_size, config.train.accumulate_steps = 16, 4
   with pytest.raises(ValueError, match='= 4 must be'):
-    mesh_lib.check_batch(config, mesh)
+    mesh_lib.check_config(config, mesh)
 
 
 def test_a_tokenizer_has_nothing_that_tensor_splits(config):
   config.model.family = 'tokenizer'
   with pytest.raises(ValueError, match='mesh.tensor = 2 splits heads'):
-    mesh_lib.check_batch(config, mesh_lib.build_mesh(MESHES['tensor']))
+    mesh_lib.check_config(config, mesh_lib.build_mesh(MESHES['tensor']))

@@ -143,6 +143,19 @@ def test_a_failed_run_does_not_end_the_others(runner):
   assert [row['run'] for row in runner.rows()][2:4] == ['seed=2'] * 2
 
 
+def test_an_unreadable_report_is_missed_and_fails_its_own_run_alone(runner):
+  runner()
+  (runner.workdir / 'seed=1' / 'elastic.json').write_text('{')
+  (runner.workdir / 'seed=2' / 'elastic.json').unlink()
+  out, err = runner(code=1)
+  assert 'seed=2: finished' in out
+  assert 'seed=1: not in the summary: JSONDecodeError' in out
+  assert (
+    err.startswith('Error: seed=1: JSONDecodeError') and 'seed=2' not in err
+  )
+  assert {row['run'] for row in runner.rows()} == {'seed=2', 'one'}
+
+
 @pytest.mark.parametrize(
   'number,code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
 )

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -205,6 +206,15 @@ def test_recomputed_blocks_change_no_number(trained):
   blocks = sum('ResBlock' in name for name in params['encoder'])
   blocks += sum('ResBlock' in name for name in params['decoder'])
   assert 'remat' not in saved(loss) and saved(remat).count('remat') >= blocks
+
+
+def test_what_blocks_give_is_split_over_examples(mesh):
+  model = build_model(tokenizer_config(), mesh)
+  inputs = model.example_inputs()
+  params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), *inputs))
+  program = jax.make_jaxpr(model.encode)(params, jnp.zeros((8, *model.shape)))
+  blocks = [name for name in params['encoder'] if name.startswith('ResBlock')]
+  assert str(program).count('sharding_constraint[') == len(blocks) > 0
 
 
 def test_critic_has_its_own_optimizer():

@@ -73,9 +73,9 @@ def build_dataset(
   dataset = dataset.map_with_index(
     lambda i, example: example | {'index': np.int32(i % batch_size)}
   )
-  if places is not None:
-    dataset = grain.MapDataset.source(_Part(dataset, batch_size, places))
-  return dataset.batch(batch_size if places is None else len(places))
+  places = range(batch_size) if places is None else places
+  part = grain.MapDataset.source(_Part(dataset, batch_size, places))
+  return part.batch(len(places))
 
 
 class _Part:

@@ -153,7 +153,7 @@ class ELT:
       h, c = self.embed.apply(
         {'params': params['embed']}, *inputs, **_dropout(keys, 0)
       )
-    h = self._constrain(h)
+    h = sharding.constrain(h, ('batch',), self.mesh)
     with jax.named_scope('condition'):
       condition = lambda p: self.layer.apply(
         {'params': p}, c, method='condition'
@@ -186,11 +186,6 @@ class ELT:
     else:
       h, h_exit = run_loops_dynamic(block, h, num_loops, exit_loop)
     return head(h), None if exit_loop is None else head(h_exit)
-
-  def _constrain(self, h: Array) -> Array:
-    if self.mesh is None:
-      return h
-    return sharding.constrain(h, ('batch', None, None), self.mesh)
 
   def _block(self, operands: Operands) -> Block:
     """One application of the N layers: g in the paper."""
@@ -232,7 +227,7 @@ class ELT:
         else:
           for layer_params in unstacked:
             h = layer(h, layer_params, loop_index)
-      return self._constrain(h)
+      return sharding.constrain(h, ('batch',), self.mesh)
 
     if self.remat == 'loop':
       return remat(block)

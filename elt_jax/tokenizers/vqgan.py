@@ -164,13 +164,7 @@ def _apply(
   remat: bool, mesh: Mesh | None
 ) -> Callable[[nn.Module, Array], Array]:
   """(block, x) -> block(x), split over examples; the block keeps its name."""
-
-  def apply(block: nn.Module, x: Array) -> Array:
-    x = block(x)
-    if mesh is None:
-      return x
-    return constrain(x, ('batch', *[None] * (x.ndim - 1)), mesh)
-
+  apply = lambda block, x: constrain(block(x), ('batch',), mesh)
   return nn.remat(apply) if remat else apply
 
 
