@@ -1,8 +1,8 @@
 """Several hosts, one program each: joining, writing once, stopping together.
 
-Every host runs the same command. On Cloud TPU the hosts find each other; in
-other places JAX_COORDINATOR_ADDRESS (host:port of host 0), JAX_NUM_PROCESSES
-and JAX_PROCESS_ID name them.
+Every host runs the same command. JAX_COORDINATOR_ADDRESS (host:port of host 0),
+JAX_NUM_PROCESSES and JAX_PROCESS_ID name them, as launch/tpu_worker.sh sets
+them; without these, on Cloud TPU, JAX finds the hosts.
 """
 
 from collections.abc import Callable

@@ -76,6 +76,23 @@ start() {
   setsid --fork bash "$0" supervise "$@" </dev/null >/dev/null 2>&1
 }
 
+# Tells --multihost who the hosts are, in the way JAX would find it out: a host
+# that does not come is then named. Where the VM does not say, JAX looks itself.
+name_hosts() {
+  local endpoints number hosts
+  endpoints=$(metadata worker-network-endpoints) || return 0
+  number=$(metadata agent-worker-number) || return 0
+  # Of each host its address alone, or name:id:address.
+  IFS=, read -ra hosts <<<"$endpoints"
+  export JAX_COORDINATOR_ADDRESS=${hosts[0]##*:}:8482
+  export JAX_NUM_PROCESSES=${#hosts[@]} JAX_PROCESS_ID=$number
+}
+
+metadata() {
+  curl -sf --retry 5 -H 'Metadata-Flavor: Google' \
+    "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
+}
+
 # Runs the training, copies its log to the bucket, and notes how it ended.
 supervise() {
   local run=$BASE/runs/$1 seconds=$2 workdir=$3 terminated='' code=0 pid
@@ -85,6 +102,7 @@ supervise() {
   cd "$BASE/code"
   # In the bucket: a preempted run does not compile again.
   export JAX_COMPILATION_CACHE_DIR=$workdir/compilation_cache
+  name_hosts
   "$BASE/venv/bin/python" -u -m "elt_jax.$4" --multihost \
     --workdir="$workdir" "${@:5}" </dev/null >>"$run/log" 2>&1 &
   pid=$!

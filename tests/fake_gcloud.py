@@ -144,6 +144,12 @@ if [[ $1 == venv ]]; then
 fi
 """
 
+# What a VM knows of its slice, in $HOME/metadata-KEY.
+CURL = r"""#!/usr/bin/env bash
+url=${@: -1}
+cat "$HOME/metadata-${url##*/}" 2>/dev/null || exit 22
+"""
+
 # Trains until $CLOUD/end has an exit code, or end-RUN of a workdir RUN;
 # $CLOUD/slow lets it save for ever.
 PYTHON = r"""#!/usr/bin/env bash
@@ -152,6 +158,7 @@ trap 'echo saved; exit 143' TERM
 printf '%s\n' "$@" >"$HOME/arguments.new"
 mv "$HOME/arguments.new" "$HOME/arguments"
 echo "training in $PWD, compiled in $JAX_COMPILATION_CACHE_DIR"
+echo "host $JAX_PROCESS_ID of $JAX_NUM_PROCESSES at $JAX_COORDINATOR_ADDRESS"
 end=$CLOUD/end
 for argument; do
   own=$end-${argument##*/}
@@ -197,6 +204,7 @@ class Cloud:
     bin.mkdir()
     for file, text in (
       (bin / 'gcloud', GCLOUD),
+      (bin / 'curl', CURL),
       (path / 'uv', UV),
       (path / 'python', PYTHON),
     ):

@@ -49,6 +49,28 @@ def test_nothing_starts_where_the_bucket_cannot_be_written(worker):
   assert worker.states() == ['running', 'idle']
 
 
+@pytest.mark.parametrize(
+  'endpoints',
+  ['w-0:1:10.0.0.4,w-1:2:10.0.0.5', '10.0.0.4,10.0.0.5'],
+  ids=['triples', 'addresses'],
+)
+def test_a_run_is_told_the_hosts_of_its_slice(worker, endpoints):
+  home = worker.homes / '0'
+  (home / 'metadata-worker-network-endpoints').write_text(endpoints)
+  (home / 'metadata-agent-worker-number').write_text('1')
+  start(worker, 'one')
+  log = lambda: worker.on_worker('log', '9').stdout
+  wait_for(lambda: 'host 1 of 2 at 10.0.0.4:8482\n' in log())
+
+
+def test_where_a_vm_does_not_know_its_slice_jax_looks_for_it(worker):
+  file = worker.homes / '0' / 'metadata-worker-network-endpoints'
+  file.write_text('10.0.0.4,10.0.0.5')
+  start(worker, 'one')
+  log = lambda: worker.on_worker('log', '9').stdout
+  wait_for(lambda: 'host  of  at \n' in log())
+
+
 def test_a_run_that_fails_leaves_its_exit_code(worker):
   worker.write('end', '3')
   start(worker, 'one')
