@@ -28,10 +28,6 @@ KINDS = (
   'all-to-all',
   'collective-permute',
 )
-_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'f8e4m3fn': 1, 'f8e5m2': 1}
-_BYTES |= {'bf16': 2, 'f16': 2, 's16': 2, 'u16': 2, 's32': 4, 'u32': 4}
-_BYTES |= {'f32': 4, 's64': 8, 'u64': 8, 'f64': 8}
-
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _COLLECTIVE = re.compile(rf' = (.*?) ({"|".join(KINDS)})(-start)?\(')
 _CALLED = re.compile(
@@ -139,14 +135,11 @@ def _collective(
   match: re.Match, computation: str, line: str, times: int, num_devices: int
 ) -> Collective:
   result, kind, started = match.groups()
-  sizes = [
-    _BYTES.get(dtype, 0) * math.prod(int(n) for n in shape.split(',') if n)
-    for dtype, shape in re.findall(r'(\w+)\[([\d,]*)\]', result)
-  ]
-  if started and kind == 'all-gather':
-    sizes = sizes[len(sizes) // 2 :]  # (operands, results)
-  elif started and kind == 'collective-permute':
-    sizes = sizes[:1]
+  arrays = re.findall(r'(\w+)\[([\d,]*)\]', result)
+  if started and kind != 'all-reduce':  # (operands, results, counters)
+    arrays = [a for a in arrays if a != ('u32', '')]
+    arrays = arrays[len(arrays) // 2 :]
+  sizes = [_bytes(dtype, shape) for dtype, shape in arrays]
   g = _group(line, num_devices)
   if kind == 'reduce-scatter':
     sizes = [g * size for size in sizes]
@@ -159,6 +152,13 @@ def _collective(
     kind = 'reduce-scatter' if scatters else 'all-gather'
     sizes = [g * size for size in sizes]
   return Collective(kind, times, received, max(sizes, default=0))
+
+
+def _bytes(dtype: str, shape: str) -> int:
+  """Of an array, as bf16[2,24]; a dtype has its bits in its name."""
+  bits = re.match(r'[a-z]+(\d+)', dtype)
+  each = int(bits[1]) // 8 if bits else int(dtype == 'pred')
+  return each * math.prod(int(n) for n in shape.split(',') if n)
 
 
 def _group(line: str, num_devices: int) -> int:

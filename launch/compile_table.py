@@ -8,7 +8,8 @@
 --out receives a JSON file for each config and topology and table.md. A file
 that is there is not made again: killed and started once more, the command goes
 on. Some minutes for each, hours for all; --find_batch, which looks for the
-largest batch too, takes three times as long.
+largest batch too, takes three times as long. What fails has 'failed' in its
+cell, is told at the end, and is made again by the same command.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def report(
 ) -> dict:
   """compile_check's report, made now or before; 'error' where it has none.
 
-  With its largest batch, if `batch`.
+  With its largest batch, if `batch`. A compilation that failed, for another
+  reason than memory, is 'failed' and is not kept.
   """
   name = f'{config}-{topology}'.replace(':', '-').replace('.py', '')
   path = out / f'{name}.json'
@@ -74,7 +76,8 @@ def report(
   ]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   if done.returncode not in (0, TOO_LARGE):
-    sys.exit(f'Error: {" ".join(command)}\n{done.stderr.strip()[-2000:]}')
+    print(done.stderr.strip()[-2000:], file=sys.stderr)
+    return {'failed': ' '.join(command)}
   found = json.loads(done.stdout)
   files.write_text(path, json.dumps(found, indent=2) + '\n')
   return found
@@ -100,13 +103,15 @@ def table(reports: dict[str, dict[str, dict]]) -> str:
 
 
 def _memory(found: dict) -> str:
+  if 'failed' in found:
+    return 'failed'
   if 'error' in found:
     return 'does not fit'
   return f'{found["hbm_bytes_per_chip"] / 2**30:.1f}'
 
 
 def _rate(found: dict) -> str:
-  if 'error' in found:
+  if 'error' in found or 'failed' in found:
     return ''
   return f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
 
@@ -136,6 +141,9 @@ def main() -> None:
   text = table(reports)
   files.write_text(out / 'table.md', text)
   print(text)
+  of_all = [found for of in reports.values() for found in of.values()]
+  if failed := [found['failed'] for found in of_all if 'failed' in found]:
+    sys.exit('Error: these failed:\n' + '\n'.join(failed))
 
 
 if __name__ == '__main__':

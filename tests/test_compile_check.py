@@ -279,7 +279,7 @@ def test_an_unknown_topology_is_one_line():
   assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
+def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path, capsys):
   """A finished report is kept; one that does not fit has its cells too."""
   report = compile_check.check(sharded(tiny_config()), 'v6e:2x4', False)
   calls = []
@@ -310,6 +310,17 @@ def test_the_table_is_made_of_reports(eight, monkeypatch, tmp_path):
   assert len(calls) == 4
   table = (tmp_path / 'table.md').read_text()
   assert f'| does not fit |  | 37 | 0.0 | {rate} | 37 |' in table
+  # What fails does not take the others with it, nor stays.
+  other = f'{name},imagenet256_masked.py:XL_28N'
+  monkeypatch.setattr(sys, 'argv', [*args[:2], f'--configs={other}'])
+  crash = types.SimpleNamespace(returncode=1, stdout='', stderr='a crash')
+  monkeypatch.setattr(compile_table.subprocess, 'run', lambda *_, **__: crash)
+  for _ in range(2):
+    with pytest.raises(SystemExit, match='--topology=v6e:2x4'):
+      compile_table.main()
+    rows = (tmp_path / 'table.md').read_text()
+    assert '| 0.0 |' in rows and '| failed |  |  | failed |  |  |' in rows
+  assert 'a crash' in capsys.readouterr().err
   monkeypatch.setattr(sys, 'argv', [*args[:2], '--configs=nothing.py'])
   with pytest.raises(SystemExit, match='nothing.py'):
     compile_table.main()

@@ -147,19 +147,23 @@ backend_config={"known_trip_count":{"n":"3"}}
   %f = f32[4] fusion(%q), kind=kCustom, calls=%all-reduce-scatter.1
   %s = (bf16[2,6], bf16[2,24]) all-gather-start(%z), \
 replica_groups=mesh['a'=2,'b'=4] {'b'}
+  %b = ((f8e5m2[24,2]), f8e5m2[3,2], u32[], u32[]) reduce-scatter-start(%z), \
+replica_groups={}
+  %d = (pred[9]{0}, pred[9]{0}, u32[], u32[]) collective-permute-start(%z), \
+source_target_pairs={{0,1}}
   ROOT %o = (f32[8], f32[2]) all-reduce(%u, %v), replica_groups={}
 }
 """
-  found = {
-    (c.kind, c.times): (c.bytes, c.largest) for c in collectives.read(text, 8)
-  }
-  assert found == {
-    ('all-gather', 15): (64 * 3 // 4, 64),
-    ('reduce-scatter', 3): (2 * 64 // 2, 128),
-    ('reduce-scatter', 1): (128 * 7 // 8, 128),
-    ('all-gather', 1): (96 * 3 // 4, 96),
-    ('all-reduce', 1): (2 * 40 * 7 // 8, 32),
-  }
+  found = collectives.read(text, 8)
+  assert sorted((c.kind, c.times, c.bytes, c.largest) for c in found) == [
+    ('all-gather', 1, 96 * 3 // 4, 96),
+    ('all-gather', 15, 64 * 3 // 4, 64),
+    ('all-reduce', 1, 2 * 40 * 7 // 8, 32),
+    ('collective-permute', 1, 9, 9),
+    ('reduce-scatter', 1, 48 * 7 // 8, 48),
+    ('reduce-scatter', 1, 128 * 7 // 8, 128),
+    ('reduce-scatter', 3, 2 * 64 // 2, 128),
+  ]
   assert collectives.totals(collectives.read(text, 8))['all-gather'] == {
     'count': 16,
     'bytes': 15 * 48 + 72,
