@@ -56,19 +56,16 @@ def prepare(
   data = _open(d)
   counts = {split: len(source) for split, source in data.items()}
   metadata = records.describe(d, data['train'].class_names, counts, per_shard)
-  if not shards.begin(out, metadata):
-    return metadata
-  jobs = [job for job in shards.plan(out, metadata) if not job[1].exists()]
-  left = sum(len(indices) for _, _, indices in jobs)
-  total = sum(counts.values())
-  if workers == 1:
-    made = (_make(data, *job)[0] for job in jobs)
-  else:
-    made = _in_processes(d, jobs, workers)
-  with tqdm(total=total, initial=total - left, unit='example') as progress:
-    for count in made:
-      progress.update(count)
-  shards.finish(out, metadata)
+  with shards.writing(out, metadata) as jobs:
+    left = sum(len(indices) for _, _, indices in jobs)
+    total = sum(counts.values())
+    if workers == 1:
+      made = (_make(data, *job)[0] for job in jobs)
+    else:
+      made = _in_processes(d, jobs, workers)
+    with tqdm(total=total, initial=total - left, unit='example') as progress:
+      for count in made:
+        progress.update(count)
   return metadata
 
 

@@ -69,17 +69,16 @@ def tokenize(
   else:
     metadata = token_cache.describe(*described, tasks)
     write_shard = token_cache.write_shard
-  if not shards.begin(out, metadata):
-    return metadata
-  tokenizer.save(out / 'tokenizer')
   with (
+    shards.writing(out, metadata) as jobs,
     tqdm(total=sum(counts.values()), unit='example') as progress,
     futures.ThreadPoolExecutor() as readers,
   ):
-    for split, path, index in shards.plan(out, metadata):
-      if path.exists():
-        progress.update(len(index))
-        continue
+    left = sum(len(index) for _, _, index in jobs)
+    progress.update(progress.total - left)
+    if jobs:
+      tokenizer.save(out / 'tokenizer')
+    for split, path, index in jobs:
       read = functools.partial(readers.map, data[split].__getitem__)
       parts = []
       for first in range(0, len(index), batch_size):
@@ -88,7 +87,6 @@ def tokenize(
         progress.update(len(examples))
       whole = map(np.concatenate, zip(*parts, strict=True))
       write_shard(path, *whole)
-  shards.finish(out, metadata)
   return metadata
 
 

@@ -9,6 +9,7 @@ import collections
 from collections.abc import Mapping
 import io
 import math
+import os
 import pathlib
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 import zipfile
@@ -107,16 +108,23 @@ def _read_zip(path: pathlib.Path) -> Any:
     root = data.removesuffix('data.pkl')
     if f'{root}constants.pkl' in archive.namelist():
       raise Refused('it is a TorchScript program, and no state dict.')
+
+    def stored(name: str) -> bytes:
+      # PyTorch compresses nothing: what is read is no larger than the file.
+      if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+        raise Refused(f'{name} is compressed, as PyTorch writes nothing.')
+      return archive.read(name)
+
     order = f'{root}byteorder'
-    if order in archive.namelist() and archive.read(order) != b'little':
+    if order in archive.namelist() and stored(order) != b'little':
       raise Refused('it is of a big-endian machine.')
-    found = _Unpickler(io.BytesIO(archive.read(data))).load()
+    found = _Unpickler(io.BytesIO(stored(data))).load()
     cache = {}
 
     def buffer(storage: _Storage) -> np.ndarray:
       if storage.key not in cache:
-        stored = archive.read(f'{root}data/{storage.key}')
-        cache[storage.key] = np.frombuffer(stored, storage.dtype)
+        numbers = stored(f'{root}data/{storage.key}')
+        cache[storage.key] = np.frombuffer(numbers, storage.dtype)
       return cache[storage.key]
 
     return _arrays(found, buffer)
@@ -146,7 +154,10 @@ def _next_storage(file: BinaryIO, storage: _Storage) -> np.ndarray:
   size = int(np.frombuffer(file.read(8), '<i8')[0])
   if size != storage.size:
     raise Refused(f'a storage has {size} numbers, expected {storage.size}.')
-  return np.frombuffer(file.read(size * storage.dtype.itemsize), storage.dtype)
+  wanted = size * storage.dtype.itemsize
+  if wanted > os.fstat(file.fileno()).st_size - file.tell():
+    raise Refused('it is cut short.')
+  return np.frombuffer(file.read(wanted), storage.dtype)
 
 
 def _tensors(found: Any) -> list[_Tensor]:
@@ -158,6 +169,13 @@ def _arrays(found: Any, buffer: Any) -> Any:
   """The dict with arrays for tensors, each a copy of its own."""
   if not isinstance(found, Mapping):
     return None
+  tensors = _tensors(found)
+  storages = {tensor.storage.key: tensor.storage for tensor in tensors}
+  held = sum(of.size * of.dtype.itemsize for of in storages.values())
+  copied = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors)
+  # Tied weights are in one storage, once each; thousands would fill the memory.
+  if copied > 4 * held:
+    raise Refused(f'its tensors are {copied} bytes, of {held} that it holds.')
   return {
     name: _array(value, buffer(value.storage))
     if isinstance(value, _Tensor)

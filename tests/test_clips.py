@@ -2,6 +2,7 @@
 
 from concurrent import futures
 import itertools
+import pathlib
 import struct
 import threading
 import types
@@ -141,6 +142,12 @@ def test_packets_without_a_frame_are_no_frames(tmp_path):
   np.testing.assert_array_equal(numbers(clip.view(0, LAST))[-1], 29)
 
 
+def test_a_colon_in_a_path_is_no_protocol(tmp_path, monkeypatch):
+  write(tmp_path / 'a:b' / 'c.avi', 12)
+  monkeypatch.chdir(tmp_path)
+  assert source(pathlib.Path('a:b/c.avi'))[0]['image'].any()
+
+
 def enormous(path):
   write(path, 12)
   data = bytearray(path.read_bytes())
@@ -180,6 +187,21 @@ def silent(path):
     file.mux(stream.encode(frame))
 
 
+def cut(path):
+  write(path, 12)
+  path.write_bytes(path.read_bytes()[:360])
+
+
+def coded(path):
+  """With an impossible size of LZW's codes in the second frame."""
+  write(path, 12)
+  data = bytearray(path.read_bytes())
+  start = data.index(b'\x21\xf9\x04', data.index(b'\x21\xf9\x04') + 1) + 8
+  table = 3 << (data[start + 9] % 8 + 1) if data[start + 9] & 128 else 0
+  data[start + 10 + table] = 255
+  path.write_bytes(data)
+
+
 @pytest.mark.parametrize(
   'name,make,message',
   [
@@ -197,6 +219,9 @@ def silent(path):
     ('enormous.gif', enormous, 'unknown or enormous size'),
     ('grown.webm', grown, 'cannot be decoded: Invalid argument'),
     ('thin.gif', thin, 'frames of 2000 x 2'),
+    # Of both FFmpeg says what it would of a disk or of rights.
+    ('cut.webm', cut, 'cannot be decoded'),
+    ('coded.gif', coded, 'cannot be decoded'),
   ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, make, message):

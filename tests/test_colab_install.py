@@ -1,5 +1,6 @@
 """The notebooks' installer: what it would install, where, and when nothing."""
 
+import fnmatch
 import importlib.util
 import types
 
@@ -33,7 +34,7 @@ def machine(install, monkeypatch):
         done.returncode = 0 if next(answers) else 1
       return done
 
-    seen = lambda pattern: [d for d in devices if d.startswith(pattern[:8])]
+    seen = lambda pattern: fnmatch.filter(devices, pattern)
     monkeypatch.setattr(install.glob, 'glob', seen)
     monkeypatch.setattr(install.shutil, 'which', lambda name: which)
     monkeypatch.setattr(install.subprocess, 'run', run)
@@ -51,6 +52,8 @@ def machine(install, monkeypatch):
     ({'driver': 'ERR!'}, 'cuda12'),
     ({'devices': ['/dev/accel0']}, 'tpu'),
     ({'devices': ['/dev/vfio/0']}, 'tpu'),
+    ({'devices': ['/dev/vfio/vfio', '/dev/accel']}, ''),
+    ({'devices': ['/dev/vfio/0'], 'driver': '12.4'}, 'cuda12'),
   ],
 )
 def test_jax_is_that_of_the_devices(install, machine, has, extra):

@@ -157,16 +157,36 @@ def test_imagenet_by_its_development_kit(imagenet):
   assert labels_of(imagenet) == [1, 2, 0, 0, 2, 1]
 
 
+def write_list(path, classes):
+  path.write_text(
+    ''.join(
+      f'ILSVRC2012_val_0000000{n}.JPEG {name}\n'
+      for n, name in enumerate(classes.split(), 1)
+    )
+  )
+
+
 @pytest.mark.parametrize('name', ['val', 'validation'])
 def test_imagenet_by_a_list(imagenet, name):
   (imagenet / 'val').rename(imagenet / name)
   write_kit(imagenet, [9])  # Goes unread where there is a list.
-  classes = ['n03', 'n01', '0', '2', 'n02', '1']
-  lines = [
-    f'ILSVRC2012_val_0000000{n + 1}.JPEG {c}\n' for n, c in enumerate(classes)
-  ]
-  (imagenet / f'{name}.txt').write_text(''.join(lines))
-  assert labels_of(imagenet) == [2, 0, 0, 2, 1, 1]
+  for classes in ('n03 n01 n01 n03 n02 n02', '2 0 0 2 1 1'):
+    write_list(imagenet / f'{name}.txt', classes)
+    assert labels_of(imagenet) == [2, 0, 0, 2, 1, 1]
+
+
+def test_classes_whose_names_are_numbers(imagenet):
+  """Sorted they are 1, 10, 2: places are not names."""
+  for old, new in zip(('n01', 'n02', 'n03'), ('1', '10', '2')):
+    (imagenet / 'train' / old).rename(imagenet / 'train' / new)
+  write_list(imagenet / 'val.txt', '1 10 2 1 10 2')
+  assert labels_of(imagenet) == [0, 1, 2, 0, 1, 2]
+  write_list(imagenet / 'val.txt', '0 1 2 0 1 2')
+  assert labels_of(imagenet) == [0, 1, 2, 0, 1, 2]
+  write_list(imagenet / 'val.txt', '1 2 2 1 2 1')
+  message = '1 is the name of a class and the place of another, 10'
+  with pytest.raises(ValueError, match=message):
+    labels_of(imagenet)
 
 
 def test_imagenet_with_class_folders_in_val(imagenet):
@@ -196,6 +216,10 @@ def test_imagenet_with_class_folders_in_val(imagenet):
     (
       lambda root: (root / 'val.txt').write_text('\na.JPEG n04'),
       'val.txt:2: expected "FILE CLASS", .* 0 to 2; got "a.JPEG n04"',
+    ),
+    (
+      lambda root: write_list(root / 'val.txt', 'n01 2'),
+      'val.txt has classes by name, n01, and by place, 2: write all of one',
     ),
   ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 from configs import imagenet256_diffusion
 from elt_jax import evaluate, files, sample, tokenize
-from elt_jax.data import latent_cache, sources
+from elt_jax.data import latent_cache, shards, sources
 from elt_jax.models import build_model
 from elt_jax.objectives import build_objective
 from elt_jax.tokenizers import autoencoder, sd_vae
@@ -85,6 +86,16 @@ def test_the_cache_holds_what_the_encoder_gives(cache):
         got['image_std'], 0.18215 * std, rtol=1e-3, atol=1e-6
       )
   assert len(list(cache.glob('train-*'))) == 3
+
+
+def test_the_layout_of_a_record_is_that_of_its_format(tmp_path):
+  """Another one would misread the caches there are."""
+  values = np.array([[[[0.5, -2]]], [[[1, 3]]]], np.float16)
+  path = tmp_path / 'train-00000.array_record'
+  latent_cache.write_shard(path, np.array([7]), values[:1], values[1:])
+  record = shards.Records([path], 1)[0]
+  assert latent_cache.FORMAT == 1
+  assert record == b'\x07\0\0\0' + struct.pack('<4e', 0.5, -2, 1, 3)
 
 
 def test_each_step_sees_another_sample_of_the_gaussian(cache):

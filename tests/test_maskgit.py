@@ -140,6 +140,10 @@ def test_released_models_cannot_be_guided(loaded):
     draw(params, [0], 1, seed=0, guidance=3)
 
 
+KEYS = 'TransformerLayer_0/Attention_0/self_attention/key/kernel'
+X = np.ones((2, 2), np.float32)
+
+
 def changed(name, change):
   arrays = seeded(name)
   change(arrays)
@@ -165,6 +169,35 @@ def changed(name, change):
         {'MlmLayer_0/mlm_dense/kernel': np.ones((48, 47), np.float32)}
       ),
       r'head/dense/kernel is \(48, 47\), expected \(48, 48\)',
+    ),
+    (
+      'maskgit_transformer',
+      lambda a: a.update({k: X for k in a if k.endswith('key/kernel')}),
+      r'kernels of query, key, value are \[.*, \(2, 2\), ',
+    ),
+    (
+      'maskgit_transformer',
+      lambda a: a.update(
+        {KEYS.replace('key', 'query'): np.ones((48, 48), np.float32)}
+      ),
+      r'query/kernel is \(48, 48\), expected 3 axes',
+    ),
+    (
+      'maskgit_transformer',
+      lambda a: a.update({KEYS.replace('Layer_0', 'Layer_1'): X}),
+      r'TransformerLayer_1/.*key/kernel is \(2, 2\), TransformerLayer_0/',
+    ),
+    (
+      'maskgit_vqgan',
+      lambda a: a.update({'encoder/Conv_0/kernel': X}),
+      r'encoder/Conv_0/kernel is \(2, 2\), expected 4 axes',
+    ),
+    (
+      'maskgit_vqgan',
+      lambda a: a.update(
+        {'encoder/Conv_0/kernel': np.ones((3, 3, 3, 0), np.float32)}
+      ),
+      r'encoder/Conv_0/kernel is \(3, 3, 3, 0\), expected 4 axes',
     ),
     (
       'maskgit_vqgan',

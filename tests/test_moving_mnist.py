@@ -44,6 +44,7 @@ def test_digits_move_straight_and_are_reflected(size, side):
     at = corners(source[i]['image'], side)
     assert at.min() >= 0 and at.max() <= free
     steps = np.diff(at, axis=0)
+    assert np.abs(steps).max() <= np.ceil(SPEED * free)
     # Three steps between walls: straight, and as long as SPEED says.
     for k in range(len(steps) - 2):
       inside = at[k : k + 4]

@@ -137,6 +137,13 @@ def test_what_is_no_picture_is_named(image, kind, message):
     pictures.read(file, 'RGB', 64, 'a cat')
 
 
+def test_no_other_program_is_started():
+  """Pillow gives PostScript, whatever its name, to Ghostscript."""
+  eps = b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n'
+  with pytest.raises(ValueError, match='a cat cannot be .*cannot identify'):
+    pictures.read(io.BytesIO(eps), 'RGB', 24, 'a cat')
+
+
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'BMP'])
 def test_damage_is_a_value_error(kind):
   data = stored(Image.fromarray(scene(24, 24)), kind).getvalue()

@@ -1,7 +1,10 @@
 """Data sets scaled and cropped once: whole, resumed, and the same pixels."""
 
+import contextlib
+import json
 import os
 import pathlib
+import shutil
 import signal
 import time
 
@@ -11,7 +14,7 @@ import pytest
 
 from configs import mnist_diffusion
 from elt_jax import prepare
-from elt_jax.data import records, sources
+from elt_jax.data import records, shards, sources
 from tests import commands
 from tests.conftest import tiny_config
 from tests.test_pictures import scene
@@ -131,6 +134,40 @@ def test_what_is_there_is_left_alone_and_anything_else_refused(folder, whole):
   assert contents(whole) == before
 
 
+def test_what_was_lost_is_made_again(folder, whole, tmp_path):
+  out = shutil.copytree(whole, tmp_path / 'out')
+  (out / 'train-00001.array_record').unlink()
+  commands.call(prepare, *flags(folder, out, '--workers=1'))
+  assert contents(out) == contents(whole)
+
+
+def test_one_process_writes_at_a_time(folder, whole, tmp_path):
+  out = shutil.copytree(whole, tmp_path / 'out')
+  (out / 'train-00001.array_record').unlink()
+  metadata = json.loads((out / 'metadata.json').read_text())
+  with shards.writing(out, metadata) as left:
+    assert [path.name for _, path, _ in left] == ['train-00001.array_record']
+    with pytest.raises(ValueError, match='is being written by another process'):
+      commands.call(prepare, *flags(folder, out))
+
+
+def test_a_shard_damaged_inside_is_named(tmp_path):
+  """It opens, since its footer is whole."""
+  path, rng = tmp_path / 'train-00000.array_record', np.random.default_rng(0)
+  shards.write(path, (rng.bytes(3000) for _ in range(50)))
+  data = bytearray(path.read_bytes())
+  data[40_000:40_200] = bytes(200)
+  path.write_bytes(data)
+  found, damaged = shards.Records([path], 50), 0
+  for i in range(50):
+    try:
+      assert len(found[i]) == 3000
+    except ValueError as e:
+      damaged += 1
+      assert str(e).startswith(f'{tmp_path}: record {i} is damaged')
+  assert damaged
+
+
 def test_an_unreadable_image_ends_the_command_by_name(folder, tmp_path):
   arguments = flags(folder, tmp_path / 'out', '--noskip_unreadable')
   with pytest.raises(ValueError, match='24.JPEG cannot be decoded.*skip_unr'):
@@ -157,11 +194,11 @@ def test_killed_and_started_again(folder, whole, tmp_path):
   held.unlink()
   os.mkfifo(held)
   arguments = flags(folder, out, '--workers=2')
-  shards = lambda: sorted(out.glob('[a-z]*.array_record'))
+  whole_shards = lambda: sorted(out.glob('[a-z]*.array_record'))
 
   process = commands.start('prepare', *arguments)
-  wait_for(lambda: len(shards()) == 5)  # Of six.
-  made = {path: path.stat().st_mtime_ns for path in shards()}
+  wait_for(lambda: len(whole_shards()) == 5)  # Of six.
+  made = {path: path.stat().st_mtime_ns for path in whole_shards()}
   for pid in children(process):
     os.kill(pid, signal.SIGKILL)
   err = process.communicate(timeout=60)[1]
@@ -183,7 +220,27 @@ def test_killed_and_started_again(folder, whole, tmp_path):
   _, err = commands.run('prepare', *arguments)
   assert err.count('Passed over.') == 1 and '24.JPEG' in err
   assert contents(out) == contents(whole)
-  assert made.items() <= {p: p.stat().st_mtime_ns for p in shards()}.items()
+  assert (
+    made.items() <= {p: p.stat().st_mtime_ns for p in whole_shards()}.items()
+  )
+
+
+def test_ctrl_c_ends_command_and_workers_without_a_traceback(folder, tmp_path):
+  held, out = folder / 'train' / 'n03' / '03.JPEG', tmp_path / 'out'
+  image = held.read_bytes()
+  held.unlink()
+  os.mkfifo(held)
+  process = commands.start('prepare', *flags(folder, out, '--workers=2'))
+  wait_for(lambda: len(list(out.glob('[a-z]*.array_record'))) == 5)
+  workers = children(process)
+  for pid in (process.pid, *workers):  # As a terminal sends it, to all.
+    with contextlib.suppress(ProcessLookupError):
+      os.kill(pid, signal.SIGINT)
+  err = process.communicate(timeout=60)[1]
+  held.unlink()
+  held.write_bytes(image)
+  assert process.returncode and 'Traceback' not in err, err
+  wait_for(lambda: not any(os.path.exists(f'/proc/{p}') for p in workers))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import json
 import os
 import pathlib
 import re
@@ -106,6 +107,13 @@ def test_runs_each_once_and_summarizes(runner):
   assert runner.calls() == ['evaluate one']
   runner('--num=9')
   assert runner.calls() == [f'evaluate {name}' for name in NAMES]
+  for key in ('checkpoint_step', 'seed'):
+    path = runner.workdir / 'one' / 'elastic.json'
+    report = json.loads(path.read_text())
+    report['recipe'][key] += 1
+    path.write_text(json.dumps(report))
+    runner('--num=9')
+    assert runner.calls() == ['evaluate one']
   runner.write(SWEEP.replace("'loops': '1'", "'loops': '3'"))
   runner('--num=9')
   assert runner.calls() == ['evaluate one']

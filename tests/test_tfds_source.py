@@ -32,6 +32,7 @@ class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   VERSION = tfds.core.Version('1.0.0')
   num_frames, sizes, label = 0, {'train': 12, 'test': 5}, None
+  unlabelled = False
 
   def _info(self):
     kind, feature = 'image', tfds.features.Image(shape=(None, None, 3))
@@ -47,7 +48,7 @@ class Made(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, split):
     for i in range(self.sizes[split]):
       # ImageNet's test images have no class.
-      label = -1 if split == 'test' and 'validation' in self.sizes else i % 4
+      label = -1 if split == 'test' and self.unlabelled else i % 4
       frames = [picture((i + j) % 12) for j in range(self.num_frames)]
       example = {'video': frames} if frames else {'image': picture(i % 12)}
       yield i, example | {'label': label}
@@ -67,7 +68,8 @@ def root(tmp_path_factory):
   root = tmp_path_factory.mktemp('tfds')
   prepare(root, 'pets')
   sizes = {'train': 3, 'validation': 4, 'test': 5}
-  prepare(root, 'imagenet', sizes=sizes)
+  prepare(root, 'imagenet', sizes=sizes, unlabelled=True)
+  prepare(root, 'both', sizes=sizes)
   videos = prepare(root, 'walks', num_frames=7)
   # The library's `Video` cannot be made without TensorFlow; it stores alike.
   features = json.loads((videos / 'features.json').read_text())
@@ -126,6 +128,8 @@ def test_images_are_those_of_the_library_cropped(root, channels):
 
 def test_validation_stands_for_a_test_split_without_labels():
   assert len(load('imagenet', 'test')) == 4
+  # With labels it is the test split.
+  assert len(load('both', 'test')) == 5
 
 
 def test_clips_are_windows_of_frames():

@@ -191,8 +191,11 @@ def test_damage_is_named(cache):
 def test_shards_of_nobody_are_not_adopted(cache):
   (cache / 'metadata.json').unlink()
   other = make_tokenizer(seed=1)
-  with pytest.raises(ValueError, match='no metadata.json to say whose'):
-    shards.begin(cache, token_cache.describe(other, ['a'], {}, 20))
+  with (
+    pytest.raises(ValueError, match='no metadata.json to say whose'),
+    shards.writing(cache, token_cache.describe(other, ['a'], {}, 20)),
+  ):
+    pass
 
 
 @pytest.mark.parametrize('keep', [0.0, 0.5])

@@ -298,8 +298,18 @@ def conv_reference(x, kernel, bias):
   return np.maximum(out + bias, 0)
 
 
-@pytest.mark.parametrize('suffix', ['npz', 'safetensors'])
-def test_perceptual_distance(tmp_path, monkeypatch, suffix):
+def test_vgg16_is_compared_before_each_pool():
+  """torchvision's `features`: its pools are 4, 9, 16, 23 and 30."""
+  flat = [layer for level in perceptual.LEVELS for layer in level]
+  widths = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+  convolutions = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+  assert flat == list(zip(convolutions, widths, strict=True))
+  last = [level[-1][0] for level in perceptual.LEVELS]
+  assert last == [pool - 2 for pool in (4, 9, 16, 23, 30)]
+
+
+@pytest.mark.parametrize('suffix,channels', [('npz', 3), ('safetensors', 1)])
+def test_perceptual_distance(tmp_path, monkeypatch, suffix, channels):
   import safetensors.numpy
 
   monkeypatch.setattr(perceptual, 'LEVELS', SMALL)
@@ -311,10 +321,12 @@ def test_perceptual_distance(tmp_path, monkeypatch, suffix):
   else:
     safetensors.numpy.save_file(arrays, path)
   weights = perceptual.load_vgg16(str(path))
-  x, y = rng.random((2, 2, 8, 8, 1), np.float32)
+  x, y = rng.random((2, 2, 8, 8, channels), np.float32)
 
   def reference(x):
-    x = (x.repeat(3, -1) - perceptual._MEAN) / perceptual._STD
+    # Of ImageNet's pixels in [0, 1], red first.
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    x = (x - np.array(mean)) / np.array(std)
     found = []
     for level in SMALL:
       if found:

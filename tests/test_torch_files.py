@@ -80,6 +80,39 @@ def test_a_storage_of_another_size_is_refused(tmp_path):
     torch_files.read_state_dict(path)
 
 
+def test_a_file_promises_no_more_than_it_holds(tmp_path):
+  path = tmp_path / 'x.pth'
+  with (
+    zipfile.ZipFile(GOLDENS / 'zip.pth') as old,
+    zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as new,
+  ):
+    for name in old.namelist():
+      new.writestr(name, old.read(name))
+  with pytest.raises(ValueError, match='is compressed, as PyTorch writes'):
+    torch_files.read_state_dict(path)
+  # In the layout before it, a size that is no size of the file's.
+  storage = pickled(0, 3, 1).replace(b'K\x03tQ', b'J\xff\xff\xff\x7ftQ')
+  data = storage + pickle.dumps(['0']) + (2**31 - 1).to_bytes(8, 'little')
+  with pytest.raises(ValueError, match='it is cut short'):
+    torch_files.read_state_dict(in_stream(path, data))
+
+
+def test_tensors_share_a_storage_a_few_times_at_most(tmp_path):
+  def read(times):
+    one = pickled(0, 3, 1)[3:-2]  # Its name, and the tensor.
+    many = b's'.join(
+      one.replace(b'\0a', b'\0%c' % (97 + n)) for n in range(times)
+    )
+    path = in_zip(tmp_path / 'x.pth', b'\x80\x02}' + many + b's.')
+    with zipfile.ZipFile(path, 'a') as archive:
+      archive.writestr('archive/data/0', np.arange(3, dtype='<f4').tobytes())
+    return torch_files.read_state_dict(path)
+
+  assert len(read(4)) == 4
+  with pytest.raises(ValueError, match='are 60 bytes, of 12 that it holds'):
+    read(5)
+
+
 def pickled(offset, size, stride):
   """{'a': a tensor of one axis in storage 0, of 3 float32}, as of torch."""
   storage = b'(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\0' + b'0'

@@ -167,6 +167,7 @@ class ClipSource(Windows):
 
     Raises:
       ValueError: naming the file, if it cannot be decoded or is too short.
+      OSError: if the file is gone or cannot be reached.
     """
     try:
       # Headers may lie or be silent on it, and packets are counted in no time.
@@ -180,9 +181,9 @@ class ClipSource(Windows):
         found = decoded  # All there are: some packets gave no frame.
     # Titles that are not UTF-8 do not open, before PyAV 19.
     except (av.FFmpegError, UnicodeDecodeError) as e:
-      # A file that is gone, or a machine in trouble, says nothing of the video.
-      if isinstance(e, OSError | MemoryError):
-        raise
+      # FFmpeg says of damage, too, that it cannot read or has no memory. A file
+      # that is gone, or a disk in trouble, says nothing of the video.
+      _read_through(path)
       raise ValueError(f'{path} cannot be decoded: {e}.') from e
 
   def _window(
@@ -222,7 +223,8 @@ def _opened(
   """
   # A packet cut short would be decoded to half a frame.
   options = _LIMIT | {'fflags': '+discardcorrupt'}
-  with av.open(str(path), options=options) as container:
+  # Of a:b/c.mp4 FFmpeg would take a for a protocol.
+  with av.open(os.path.abspath(path), options=options) as container:
     streams = container.streams.video
     if not streams or streams[0].codec_context is None:
       raise ValueError(f'{path} has no video that FFmpeg decodes.')
@@ -232,6 +234,13 @@ def _opened(
     codec.options = _LIMIT
     codec.thread_count = 1
     yield container, streams[0]
+
+
+def _read_through(path: str | os.PathLike) -> None:
+  """Raises OSError if the file cannot be read."""
+  with open(path, 'rb') as file:
+    while file.read(2**20):
+      pass
 
 
 def _check_size(path: str | os.PathLike, width: int, height: int) -> None:

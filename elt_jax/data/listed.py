@@ -59,19 +59,32 @@ def _list(folder: pathlib.Path) -> pathlib.Path:
 def _of_list(
   path: pathlib.Path, class_names: list[str]
 ) -> list[tuple[str, int]]:
-  """(file name, label) of each line."""
-  labels = {str(label): label for label in range(len(class_names))}
-  labels |= {name: label for label, name in enumerate(class_names)}
+  """(file name, label) of each line, the classes by name or all by place."""
+  names = {name: label for label, name in enumerate(class_names)}
+  places = {str(label): label for label in range(len(class_names))}
   found = []
   for n, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
     words = line.split()
-    if words and (len(words) != 2 or words[1] not in labels):
+    if words and (len(words) != 2 or words[1] not in names | places):
       raise ValueError(
         f'{path}:{n}: expected "FILE CLASS", the class by its name or its '
         f'place, 0 to {len(class_names) - 1}; got "{line.strip()}".'
       )
-    found += [(words[0], labels[words[1]])] if words else []
-  return found
+    found += [words] if words else []
+  used = {word for _, word in found}
+  readings = [labels for labels in (names, places) if labels.keys() >= used]
+  if not readings:
+    raise ValueError(
+      f'{path} has classes by name, {min(used - places.keys())}, and by place, '
+      f'{min(used - names.keys())}: write all of one kind.'
+    )
+  first, last = readings[0], readings[-1]
+  if apart := sorted(word for word in used if first[word] != last[word]):
+    raise ValueError(
+      f'{path}: {apart[0]} is the name of a class and the place of another, '
+      f'{class_names[last[apart[0]]]}. Put the files into class folders.'
+    )
+  return [(name, first[word]) for name, word in found]
 
 
 def _of_kit(

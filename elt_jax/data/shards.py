@@ -5,12 +5,16 @@
 
 A shard is written under another name and renamed, and metadata.json appears
 when all shards are there: a killed writer leaves a directory that is refused,
-and that the same command completes. Metadata have 'format', 'examples', of each
+and that the same command completes; it writes anew what was lost, too. One
+process writes at a time. Metadata have 'format', 'examples', of each
 split, and 'examples_per_shard'; equal metadata mean equal directories.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+import fcntl
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -30,25 +34,55 @@ def paths(
   return [directory / f'{split}-{n:05d}.array_record' for n in range(count)]
 
 
-def plan(
+@contextlib.contextmanager
+def writing(
   directory: pathlib.Path, metadata: Metadata
-) -> list[tuple[str, pathlib.Path, range]]:
-  """(split, file, places of its examples in the split) of every shard."""
-  size = metadata['examples_per_shard']
-  return [
-    (split, path, range(count)[n * size : (n + 1) * size])
-    for split, count in metadata['examples'].items()
-    for n, path in enumerate(paths(directory, metadata, split))
-  ]
+) -> Iterator[list[tuple[str, pathlib.Path, range]]]:
+  """Claims `directory`, and declares it whole at the end.
 
-
-def begin(directory: pathlib.Path, metadata: Metadata) -> bool:
-  """Claims `directory`; False if it is there already, whole.
+  Yields what is left to be written: (split, file, places of its examples in the
+  split) of every shard that is not there.
 
   Raises:
-    ValueError: if the directory is another one, whole or begun, or has shards
-      of which nothing is known.
+    ValueError: if another process writes it, it is another one, whole or begun,
+      or it has shards of which nothing is known.
   """
+  directory.mkdir(parents=True, exist_ok=True)
+  with _locked(directory):
+    _begin(directory, metadata)
+    size = metadata['examples_per_shard']
+    yield [
+      (split, path, range(count)[n * size : (n + 1) * size])
+      for split, count in metadata['examples'].items()
+      for n, path in enumerate(paths(directory, metadata, split))
+      if not path.exists()
+    ]
+    if not (directory / 'metadata.json').exists():
+      files.write_text(directory / 'metadata.json', _json(metadata))
+    (directory / 'unfinished.json').unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: pathlib.Path) -> Iterator[None]:
+  handle = os.open(directory, os.O_RDONLY)
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    os.close(handle)
+    raise ValueError(
+      f'{directory} is being written by another process; wait for its end, or '
+      'end it.'
+    ) from None
+  except OSError:
+    pass  # A file system without locks.
+  try:
+    yield
+  finally:
+    os.close(handle)
+
+
+def _begin(directory: pathlib.Path, metadata: Metadata) -> None:
+  """Raises as `writing` does."""
   for name in ('metadata.json', 'unfinished.json'):
     if not (directory / name).exists():
       continue
@@ -66,14 +100,13 @@ def begin(directory: pathlib.Path, metadata: Metadata) -> bool:
     # What a killed writer has left half written.
     for temporary in directory.glob('.*.array_record'):
       temporary.unlink()
-    return name != 'metadata.json'
+    return
   if any(directory.glob('*.array_record')):
     raise ValueError(
       f'{directory} has shards and no metadata.json to say whose they are. Use '
       'another --out, or delete the directory.'
     )
   files.write_text(directory / 'unfinished.json', _json(metadata))
-  return True
 
 
 def write(path: pathlib.Path, records: Iterable[bytes]) -> None:
@@ -84,12 +117,6 @@ def write(path: pathlib.Path, records: Iterable[bytes]) -> None:
     for record in records:
       writer.write(record)
     writer.close()
-
-
-def finish(directory: pathlib.Path, metadata: Metadata) -> None:
-  """Declares the directory whole."""
-  files.write_text(directory / 'metadata.json', _json(metadata))
-  (directory / 'unfinished.json').unlink()
 
 
 def read_metadata(
@@ -128,44 +155,62 @@ def read_metadata(
   return metadata
 
 
+class Records:
+  """Random access to the records of files of one directory: bytes."""
+
+  def __init__(self, found: Sequence[pathlib.Path], examples: int):
+    """Opens the files.
+
+    Args:
+      found: the files, in order.
+      examples: how many they are to have.
+
+    Raises:
+      ValueError: if a file is missing or damaged, examples are, or there is
+        none.
+    """
+    if not found:
+      raise ValueError('There are no shards to read: the split is empty.')
+    self._directory = directory = found[0].parent
+    if missing := [path.name for path in found if not path.is_file()]:
+      raise ValueError(
+        f'{directory} lacks shards: {missing[:5]}; they must be made again.'
+      )
+    several = f'{found[0].name} and the {len(found) - 1} shards after it'
+    try:
+      self._records = grain.sources.ArrayRecordDataSource(
+        [str(p) for p in found]
+      )
+    except RuntimeError as e:  # What ArrayRecord raises on a file cut short.
+      raise ValueError(
+        f'{directory}: one of {several} is damaged: {e or "no reason given"}'
+      ) from e
+    if len(self) != examples:
+      raise ValueError(
+        f'{directory} has {len(self)} examples in {several}, its metadata say '
+        f'{examples}.'
+      )
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> bytes:
+    """Raises ValueError, naming the directory, on damage in a file."""
+    try:
+      return self._records[index]
+    except RuntimeError as e:
+      raise ValueError(
+        f'{self._directory}: record {index} is damaged ({e}); its shard must '
+        'be made again.'
+      ) from e
+
+
 def open_split(
   directory: pathlib.Path, metadata: Metadata, split: str
-) -> grain.sources.ArrayRecordDataSource:
-  """Random access to the records of a split; raises as `open_files`."""
+) -> Records:
+  """Random access to the records of a split; raises as `Records`."""
   found = paths(directory, metadata, split)
-  return open_files(found, metadata['examples'][split])
-
-
-def open_files(
-  found: Sequence[pathlib.Path], examples: int
-) -> grain.sources.ArrayRecordDataSource:
-  """Random access to the records of files of one directory.
-
-  Args:
-    found: the files, in order.
-    examples: how many they are to have.
-
-  Raises:
-    ValueError: if a file is missing or damaged, examples are, or there is none.
-  """
-  if not found:
-    raise ValueError('There are no shards to read: the split is empty.')
-  directory = found[0].parent
-  if missing := [path.name for path in found if not path.is_file()]:
-    raise ValueError(f'{directory} lacks shards: {missing[:5]}.')
-  try:
-    records = grain.sources.ArrayRecordDataSource([str(p) for p in found])
-  except RuntimeError as e:  # What ArrayRecord raises on a file cut short.
-    raise ValueError(
-      f'{found[0]} or one of the {len(found) - 1} shards after it is damaged: '
-      f'{e or "no reason given"}'
-    ) from e
-  if len(records) != examples:
-    raise ValueError(
-      f'{directory} has {len(records)} examples in {found[0].name} and the '
-      f'{len(found) - 1} shards after it, its metadata say {examples}.'
-    )
-  return records
+  return Records(found, metadata['examples'][split])
 
 
 def _read_json(path: pathlib.Path, keys: Sequence[str]) -> Metadata:

@@ -89,11 +89,12 @@ def in_memory(source: PixelSource) -> ArraySource:
       f'{len(source)} examples are too many to hold in memory: at most '
       f'{IN_MEMORY / 2**30:.0f} GiB can be measured at once.'
     )
-  examples = [source[i] for i in range(len(source))]
-  images, labels = (
-    np.stack([example[key] for example in examples])
-    for key in ('image', 'label')
-  )
+  first = source[0]['image']
+  images = np.empty((len(source), *first.shape), first.dtype)
+  labels = np.empty(len(source), np.int32)
+  for i in range(len(source)):
+    example = source[i]
+    images[i], labels[i] = example['image'], example['label']
   return ArraySource(images, labels)
 
 

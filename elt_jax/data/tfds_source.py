@@ -128,7 +128,7 @@ class Examples:
 
   def _open(self, split: str, found: dict[str, Any]) -> None:
     files = [pathlib.Path(path) for path in found[split].filepaths]
-    self._records = shards.open_files(files, found[split].num_examples)
+    self._records = shards.Records(files, found[split].num_examples)
     self._split = split
 
   def __len__(self) -> int:
@@ -148,9 +148,10 @@ class Examples:
 
   def _example(self, index: int) -> Any:
     """Its features by name."""
+    record = self._records[index]
     try:
-      return self._parse(self._records[index]).features.feature
-    except (message.DecodeError, RuntimeError) as e:
+      return self._parse(record).features.feature
+    except message.DecodeError as e:
       raise ValueError(f'{self.name_of(index)} is damaged: {e}') from e
 
   def name_of(self, index: int) -> str:

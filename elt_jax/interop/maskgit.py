@@ -132,11 +132,11 @@ def _config(
   stage1: dict[str, np.ndarray],
 ) -> ml_collections.ConfigDict:
   """A config whose sizes are those of the arrays."""
-  shape = lambda name: _shape(path, stage2, name)
-  vocabulary, width = shape('Embed_0/word_embeddings/embedding')
-  length, _ = shape('Embed_0/position_embeddings/embedding')
-  _, heads, _ = shape(f'TransformerLayer_0/{QKV[0]}/kernel')
-  _, hidden = shape('TransformerLayer_0/Mlp_0/intermediate_output/kernel')
+  shape = lambda name, axes: _shape(path, stage2, name, axes)
+  vocabulary, width = shape('Embed_0/word_embeddings/embedding', 2)
+  length, _ = shape('Embed_0/position_embeddings/embedding', 2)
+  _, heads, _ = shape(f'TransformerLayer_0/{QKV[0]}/kernel', 3)
+  _, hidden = shape('TransformerLayer_0/Mlp_0/intermediate_output/kernel', 2)
   c = get_base()
   c.tokenizer.update(_tokenizer_sizes(beside, stage1))
   side = math.isqrt(length - 1)
@@ -158,7 +158,7 @@ def _config(
     {
       'source': 'tokens:',
       'image_size': side * 2**halvings,
-      'num_channels': _shape(beside, stage1, 'encoder/Conv_0/kernel')[-2],
+      'num_channels': _shape(beside, stage1, 'encoder/Conv_0/kernel', 4)[2],
       'num_classes': vocabulary - c.tokenizer.codebook_size - 1,
     }
   )
@@ -180,15 +180,15 @@ def _tokenizer_sizes(
   path: pathlib.Path, flat: dict[str, np.ndarray]
 ) -> dict[str, Any]:
   """Values of config.tokenizer."""
-  shape = lambda name: _shape(path, flat, name)
-  filters = shape('encoder/Conv_0/kernel')[-1]
-  codes, dim = shape('quantizer/codebook')
+  shape = lambda name, axes: _shape(path, flat, name, axes)
+  *_, filters = shape('encoder/Conv_0/kernel', 4)
+  codes, dim = shape('quantizer/codebook', 2)
   # The decoder has a convolution before, between and after its levels; the
   # encoder's residual blocks belong to its levels and to the middle.
   levels = max(_count(flat, r'decoder/Conv_(\d+)/kernel') - 1, 1)
   blocks = max(_count(flat, r'encoder/ResBlock_(\d+)/') // (levels + 1), 1)
   widths = [
-    shape(f'encoder/ResBlock_{level * blocks}/Conv_0/kernel')[-1]
+    shape(f'encoder/ResBlock_{level * blocks}/Conv_0/kernel', 4)[-1]
     for level in range(levels)
   ]
   return {
@@ -209,25 +209,28 @@ def _params(
   num_layers = config.model.num_layers
   ours, used = {}, set()
 
-  def take(name: str) -> np.ndarray:
-    _shape(path, flat, name)
-    used.add(name)
-    return flat[name].astype(np.float32)
+  def take(*names: str) -> np.ndarray:
+    """[len(names), ...]"""
+    first, *shapes = (_shape(path, flat, name) for name in names)
+    for name, shape in zip(names[1:], shapes, strict=True):
+      if shape != first:
+        raise ValueError(f'{path}: {name} is {shape}, {names[0]} is {first}.')
+    used.update(names)
+    return np.stack([flat[name] for name in names]).astype(np.float32)
 
   for theirs, name in OUTSIDE.items():
-    ours[name] = take(theirs)
+    ours[name] = take(theirs)[0]
   layers = [f'TransformerLayer_{n}' for n in range(num_layers)]
   for theirs, name in LAYER.items():
-    ours[f'layers/{name}'] = np.stack(
-      [take(f'{layer}/{theirs}') for layer in layers]
-    )
-  for kind, axis in (('kernel', 1), ('bias', 0)):
-    ours[f'layers/attention/qkv/{kind}'] = np.stack(
-      [
-        np.stack([take(f'{layer}/{part}/{kind}') for part in QKV], axis)
-        for layer in layers
-      ]
-    )
+    ours[f'layers/{name}'] = take(*(f'{layer}/{theirs}' for layer in layers))
+  for kind, axis in (('kernel', 2), ('bias', 1)):
+    of_layer = [
+      take(*(f'{layer}/{part}/{kind}' for layer in layers)) for part in QKV
+    ]
+    if len({part.shape for part in of_layer}) > 1:
+      shapes = [part.shape[1:] for part in of_layer]
+      raise ValueError(f'{path}: {kind}s of query, key, value are {shapes}.')
+    ours[f'layers/attention/qkv/{kind}'] = np.stack(of_layer, axis)
   if extra := sorted(flat.keys() - used):
     raise ValueError(f'{path} has arrays of no known use: {extra[:5]}.')
   params = traverse_util.unflatten_dict(ours, sep='/')
@@ -236,11 +239,18 @@ def _params(
 
 
 def _shape(
-  path: pathlib.Path, flat: dict[str, np.ndarray], name: str
+  path: pathlib.Path,
+  flat: dict[str, np.ndarray],
+  name: str,
+  axes: int | None = None,
 ) -> tuple[int, ...]:
+  """Of an array that must be there, with so many `axes` if they are given."""
   if name not in flat:
     raise ValueError(f'{path} lacks {name}.')
-  return flat[name].shape
+  shape = flat[name].shape
+  if axes and (len(shape) != axes or 0 in shape):
+    raise ValueError(f'{path}: {name} is {shape}, expected {axes} axes.')
+  return shape
 
 
 def _count(flat: dict[str, np.ndarray], pattern: str) -> int:

@@ -19,13 +19,14 @@ IMPORTS = 'import elt_jax.evaluate, elt_jax.train, elt_jax.panel, IPython'
 
 def jax_extra() -> str:
   """The extra of jax for the devices: 'tpu', 'cuda13', 'cuda12' or ''."""
-  if glob.glob('/dev/accel*') or glob.glob('/dev/vfio/[0-9]*'):
-    return 'tpu'
   if shutil.which('nvidia-smi'):
     said = subprocess.run(['nvidia-smi'], capture_output=True, text=True).stdout
     # The newest CUDA that the driver runs; wheels of an older one run too.
     version = re.search(r'CUDA Version: (\d+)', said)
     return 'cuda13' if version and int(version[1]) >= 13 else 'cuda12'
+  # Beside a GPU either may be of other devices.
+  if glob.glob('/dev/accel[0-9]*') or glob.glob('/dev/vfio/[0-9]*'):
+    return 'tpu'
   return ''
 
 

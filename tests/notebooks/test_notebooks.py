@@ -38,7 +38,7 @@ assert 'L = 1' in shown.caption.value and shown.caption.value != cost
 shown.controls['guidance'].value = 5.0
 shown.controls['steps'].value = 2
 shown.buttons['.png'].click()
-(saved,) = pathlib.Path(RUNS).glob('notebook_samples/*')
+(saved,) = pathlib.Path(RUNS).glob('notebook_samples/*/*')
 assert saved.name == 'class3_seed0_L1_K2_cfg5.png', saved
 assert str(saved) in shown.message.value
 before = shown.picture.value
@@ -185,8 +185,9 @@ def test_sample_without_widgets_has_plain_values(tmp_path):
     'sample', settings, before='import sys\nsys.modules["ipywidgets"] = None'
   )
   assert pictures(done) == 1 and 'Without ipywidgets' in printed(done)
-  (saved,) = tmp_path.glob('notebook_samples/*')
+  (saved,) = tmp_path.glob('notebook_samples/*/*')
   assert saved.name == 'class3_seed0_L2_K4_cfg1.5.png'
+  assert saved.parent.name.startswith('run_')
 
 
 def test_sample_plays_clips(tmp_path):
@@ -201,7 +202,7 @@ assert bytes(shown.picture.value).startswith(b'GIF8')
 assert [*shown.buttons] == ['.png', '.gif', '.mp4']
 for button in shown.buttons.values():
   button.click()
-saved = pathlib.Path(RUNS).glob('notebook_samples/*')
+saved = pathlib.Path(RUNS).glob('notebook_samples/*/*')
 assert sorted(path.suffix for path in saved) == ['.gif', '.mp4', '.png']
 """
   execute('sample', settings | {'NUM': 2}, check)
