@@ -28,6 +28,9 @@ def build_preview(
 
   Of a generator, the same seeds at each loop count up to L_max; of a tokenizer,
   held-out examples over their reconstructions. See `viz.versions`.
+
+  Raises:
+    ValueError: if the guidance takes more loops than L_max.
   """
   count = _CLIPS if config.data.num_frames > 1 else _IMAGES
   if config.model.family == 'tokenizer':
@@ -35,6 +38,12 @@ def build_preview(
   draw = Draw(config, model, mesh, count, tokenizer)
   labels = np.arange(count) % config.data.num_classes
   counts = range(least_loops(config), config.model.max_loops + 1)
+  if not counts:
+    raise ValueError(
+      f'sample.weak_loops = {config.sample.weak_loops} is more than '
+      f'model.max_loops = {config.model.max_loops}, to which previews go: '
+      'lower it, or set train.sample_every_steps=0.'
+    )
 
   def preview(params: Any) -> np.ndarray:
     samples = [draw(params, labels, loops, seed=0) for loops in counts]

@@ -37,7 +37,16 @@ ROOT = pathlib.Path(__file__).parent.parent
       {'objective.min_loops': 4, 'model.max_loops': 4},
       '1 <= objective.min_loops < model.max_loops, got 4 and 4',
     ),
-    ({'objective.min_loops': 0}, 'got 0 and 4'),
+    (
+      {'objective.min_loops': 0, 'objective.exits': 'none'},
+      'config.objective.min_loops must be at least 1, got 0',
+    ),
+    ({'optim.b2': 1.0}, r'optim.b2 must be in \[0.0, 0.999999\], got 1.0'),
+    (
+      {'objective.sigmoid_bias': float('nan')},
+      r'in \[-100.0, 100.0\], got nan',
+    ),
+    ({'model.mlp_ratio': -1.0}, 'model.mlp_ratio must be at least 0.25'),
     ({'model.max_loops': 1}, "objective.exits = 'none'"),
     (
       {'objective.exits': 'some'},

@@ -17,7 +17,7 @@ from elt_jax.preview import build_preview
 from elt_jax.samplers import build_sampler, plan
 from elt_jax.samplers.draw import Draw
 from elt_jax.samplers.loops import parse
-from elt_jax.samplers.plan import build_plan
+from elt_jax.samplers.plan import build_plan, least_loops
 from tests.conftest import tiny_config
 from tests.helpers import init, init_masked, masked_config, noisy
 
@@ -333,6 +333,38 @@ def test_previews_begin_where_the_guidance_can(config):
   picture = build_preview(config, model, mesh, None)(params)
   assert picture.shape == (2 * 10 + 2, 10 * 10 + 2, 3)
   assert elastic.loop_counts(config) == [2, 3, 5, 6]
+
+
+@pytest.mark.parametrize(
+  'mode,guidance,exit_guidance,least',
+  [
+    ('cfg', 2.0, 2.0, 1),
+    ('exit', 2.0, 1.0, 2),
+    ('exit', 1.0, 2.0, 1),
+    ('cfg+exit', 2.0, 1.0, 1),
+    ('cfg+exit', 1.0, 2.0, 2),
+  ],
+)
+def test_the_fewest_loops_are_those_a_plan_takes(
+  config, mode, guidance, exit_guidance, least
+):
+  scales = {'guidance': guidance, 'exit_guidance': exit_guidance}
+  config.sample.update({'guidance_mode': mode, 'weak_loops': 2} | scales)
+  assert least_loops(config) == least
+  build_plan(config, least)
+  if least > 1:
+    with pytest.raises(ValueError, match='is more than the 1 loops'):
+      build_plan(config, 1)
+
+
+def test_previews_that_cannot_be_drawn_are_refused_before_training(config):
+  config.sample.update({'guidance_mode': 'exit', 'weak_loops': 4})
+  model, _, _ = init(config)
+  mesh = build_mesh({'data': 1, 'fsdp': 1, 'tensor': 1}, jax.devices()[:1])
+  with pytest.raises(
+    ValueError, match=r'weak_loops = 4 is more .*max_loops = 3'
+  ):
+    build_preview(config, model, mesh, None)
 
 
 def test_only_guidance_without_a_class_needs_no_dropped_labels(config):

@@ -105,6 +105,17 @@ def test_remat_scan_and_unroll_change_no_number(remat, scan_layers, unroll):
   )
 
 
+@pytest.mark.parametrize('loops,kept', [(1, True), (2, False)])
+def test_one_loop_recomputes_too(loops, kept):
+  """Its scan is unrolled by XLA, which would undo it but for a barrier."""
+  model, params, inputs = init(two_layers())
+  changes = {'remat': 'layer', 'scan_layers': False, 'max_loops': loops}
+  model = dataclasses.replace(model, unroll_loops=False, **changes)
+  loss = lambda p: jnp.mean(model.apply(p, *inputs, num_loops=loops)[0] ** 2)
+  text = jax.jit(jax.grad(loss)).lower(params).as_text()
+  assert ('optimization_barrier' in text) == kept
+
+
 @pytest.mark.parametrize(
   'option', ['input_injection', 'loop_embedding', 'residual_scale']
 )

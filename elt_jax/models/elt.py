@@ -192,8 +192,9 @@ class ELT:
     layers, modulations, h0, loop, keys = operands
     stacked = (layers, modulations, jnp.arange(self.num_layers))
     # In a scan nothing can merge the recomputation with the forward pass;
-    # unrolled, the compiler would, and undo it.
-    remat = functools.partial(jax.checkpoint, prevent_cse=self.unroll_loops)
+    # unrolled, as a scan of one loop is, the compiler would, and undo it.
+    unrolled = self.unroll_loops or self.max_loops == 1
+    remat = functools.partial(jax.checkpoint, prevent_cse=unrolled)
 
     def layer(h: Array, layer_params: tuple, loop_index: Array) -> Array:
       p, modulation, n = layer_params

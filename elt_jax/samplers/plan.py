@@ -133,8 +133,10 @@ def _check_weak(plan: Plan, loops: Loops, weak: int) -> None:
 
 def least_loops(config: Any) -> int:
   """The fewest loops of a step that the config's guidance allows."""
-  weak = config.sample.guidance_mode != 'cfg' and config.sample.guidance != 1
-  return config.sample.weak_loops if weak else 1
+  s = config.sample
+  of_exit = s.guidance_mode == 'cfg+exit'
+  scale = s.exit_guidance if of_exit else s.guidance
+  return s.weak_loops if s.guidance_mode != 'cfg' and scale != 1 else 1
 
 
 def changed(config: Any, **changes: Any) -> Any:
