@@ -49,6 +49,7 @@ def get_config(variant: str = '') -> ml_collections.ConfigDict:
       'perceptual': 0.1,
       'perceptual_weights': 'data/vgg16.safetensors',
       'adversarial': 0.1,
+      'r1': 20.0,  # MAGVIT's code weighs |grad D|^2 with 10, without a half.
     }
   )
   c.optim.update(
