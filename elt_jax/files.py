@@ -6,6 +6,7 @@ then an address, gs://bucket/run, that `etils.epath` reads and writes.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -63,6 +64,19 @@ def write_text(path: epath.PathLike, text: str) -> None:
   """Writes `text` whole or not at all."""
   with replacing(path) as temporary:
     temporary.write_text(text)
+
+
+def try_lock(handle: int) -> bool:
+  """Locks an open file or directory; False if another process has.
+
+  Raises:
+    OSError: where the file system has no locks.
+  """
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  return True
 
 
 def read_npz(

@@ -33,7 +33,6 @@ DATA = ('source', 'image_size', 'num_channels', 'skip_unreadable')
 
 log = logging.getLogger(__name__)
 
-Job = tuple[str, pathlib.Path, range]
 # What a worker process reads: its own sources, as files are not shared.
 _worker: dict[str, Any] = {}
 
@@ -56,16 +55,19 @@ def prepare(
   data = _open(d)
   counts = {split: len(source) for split, source in data.items()}
   metadata = records.describe(d, data['train'].class_names, counts, per_shard)
-  with shards.writing(out, metadata) as jobs:
-    left = sum(len(indices) for _, _, indices in jobs)
-    total = sum(counts.values())
+  total = sum(counts.values())
+  with (
+    shards.writing(out, metadata) as jobs,
+    tqdm(
+      total=total, initial=total - shards.count(jobs), unit='example'
+    ) as progress,
+  ):
     if workers == 1:
       made = (_make(data, *job)[0] for job in jobs)
     else:
       made = _in_processes(d, jobs, workers)
-    with tqdm(total=total, initial=total - left, unit='example') as progress:
-      for count in made:
-        progress.update(count)
+    for count in made:
+      progress.update(count)
   return metadata
 
 
@@ -83,7 +85,7 @@ def _make(
 
 
 def _in_processes(
-  d: ml_collections.ConfigDict, jobs: list[Job], workers: int
+  d: ml_collections.ConfigDict, jobs: list[shards.Job], workers: int
 ) -> Iterator[int]:
   """The number of examples of each shard, as they are written."""
   pool = futures.ProcessPoolExecutor(

@@ -69,13 +69,14 @@ def tokenize(
   else:
     metadata = token_cache.describe(*described, tasks)
     write_shard = token_cache.write_shard
+  total = sum(counts.values())
   with (
     shards.writing(out, metadata) as jobs,
-    tqdm(total=sum(counts.values()), unit='example') as progress,
+    tqdm(
+      total=total, initial=total - shards.count(jobs), unit='example'
+    ) as progress,
     futures.ThreadPoolExecutor() as readers,
   ):
-    left = sum(len(index) for _, _, index in jobs)
-    progress.update(progress.total - left)
     if jobs:
       tokenizer.save(out / 'tokenizer')
     for split, path, index in jobs:

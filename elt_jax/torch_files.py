@@ -140,9 +140,7 @@ def _read_stream(path: pathlib.Path) -> Any:
       raise Refused('it is of a big-endian machine.')
     found = _Unpickler(file).load()
     keys = [str(key) for key in _Unpickler(file).load()]
-    storages = {
-      tensor.storage.key: tensor.storage for tensor in _tensors(found)
-    }
+    storages = _storages(_tensors(found))
     if not storages.keys() >= set(keys):
       raise Refused('it has tensors elsewhere than in one dict of arrays.')
     # One after the other, in the order of their keys.
@@ -165,13 +163,17 @@ def _tensors(found: Any) -> list[_Tensor]:
   return [value for value in values if isinstance(value, _Tensor)]
 
 
+def _storages(tensors: list[_Tensor]) -> dict[str, _Storage]:
+  return {tensor.storage.key: tensor.storage for tensor in tensors}
+
+
 def _arrays(found: Any, buffer: Any) -> Any:
   """The dict with arrays for tensors, each a copy of its own."""
   if not isinstance(found, Mapping):
     return None
   tensors = _tensors(found)
-  storages = {tensor.storage.key: tensor.storage for tensor in tensors}
-  held = sum(of.size * of.dtype.itemsize for of in storages.values())
+  storages = _storages(tensors).values()
+  held = sum(of.size * of.dtype.itemsize for of in storages)
   copied = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors)
   # Tied weights are in one storage, once each; thousands would fill the memory.
   if copied > 4 * held:

@@ -89,9 +89,8 @@ def table(reports: dict[str, dict[str, dict]]) -> str:
   Of every topology the memory of a chip, the examples a second if every peak
   were reached, and, if that was looked for, the largest batch of a chip.
   """
-  of_all = [found for of in reports.values() for found in of.values()]
   columns = {'GiB a chip': _memory, 'examples/s': _rate}
-  if any(LARGEST in found for found in of_all):
+  if any(LARGEST in found for found in _all(reports)):
     columns['largest batch'] = lambda found: str(found.get(LARGEST, ''))
   topologies = list(next(iter(reports.values())))
   head = [f'{name}, {t}' for t in topologies for name in columns]
@@ -100,6 +99,10 @@ def table(reports: dict[str, dict[str, dict]]) -> str:
     cells = [cell(of[t]) for t in topologies for cell in columns.values()]
     lines.append([config.replace('.py', ''), *cells])
   return ''.join(f'| {" | ".join(cells)} |\n' for cells in lines)
+
+
+def _all(reports: dict[str, dict[str, dict]]) -> list[dict]:
+  return [found for of in reports.values() for found in of.values()]
 
 
 def _memory(found: dict) -> str:
@@ -111,7 +114,7 @@ def _memory(found: dict) -> str:
 
 
 def _rate(found: dict) -> str:
-  if 'error' in found or 'failed' in found:
+  if 'floor' not in found:
     return ''
   return f'{found["batch_size"] / found["floor"]["seconds"]:,.0f}'
 
@@ -141,8 +144,9 @@ def main() -> None:
   text = table(reports)
   files.write_text(out / 'table.md', text)
   print(text)
-  of_all = [found for of in reports.values() for found in of.values()]
-  if failed := [found['failed'] for found in of_all if 'failed' in found]:
+  if failed := [
+    found['failed'] for found in _all(reports) if 'failed' in found
+  ]:
     sys.exit('Error: these failed:\n' + '\n'.join(failed))
 
 

@@ -6,7 +6,6 @@ however they end, and not before, also when the sweep itself was killed.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
-import fcntl
 import glob
 import importlib.util
 import os
@@ -17,6 +16,8 @@ import subprocess
 import threading
 from types import FrameType
 from typing import Any
+
+from elt_jax import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # How many chips side by side make a slice by themselves.
@@ -136,7 +137,7 @@ class Processes:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open('a') as file:
       told = False
-      while not _try_lock(file):
+      while not files.try_lock(file.fileno()):
         if not told:
           print(waits, flush=True)
         told = True
@@ -150,15 +151,7 @@ def is_locked(path: pathlib.Path) -> bool:
   if not path.exists():
     return False
   with path.open() as file:
-    return not _try_lock(file)
-
-
-def _try_lock(file: Any) -> bool:
-  try:
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
-  return True
+    return not files.try_lock(file.fileno())
 
 
 def shares(parallel: int) -> list[dict[str, str]]:

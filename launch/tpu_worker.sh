@@ -61,6 +61,7 @@ start() {
   [[ -e $BASE/revision ]] || fail 'not set up; run tpu_setup.sh.'
   # gcloud runs a command again when the connection broke in the middle.
   [[ ! -e $run ]] || return 0
+  name_hosts
   exec 9>"$BASE/lock"
   flock --timeout=1 9 || fail 'a run is alive.'
   mkdir -p "$run.new"
@@ -102,7 +103,6 @@ supervise() {
   cd "$BASE/code"
   # In the bucket: a preempted run does not compile again.
   export JAX_COMPILATION_CACHE_DIR=$workdir/compilation_cache
-  name_hosts
   "$BASE/venv/bin/python" -u -m "elt_jax.$4" --multihost \
     --workdir="$workdir" "${@:5}" </dev/null >>"$run/log" 2>&1 &
   pid=$!

@@ -70,6 +70,7 @@ def test_through_the_config(tmp_path):
   assert len(source) == 4 and source[0]['image'].shape == (8, 8, 3)
   whole = sources.in_memory(source)
   np.testing.assert_array_equal(whole.images, np.full((4, 8, 8, 3), 7))
+  np.testing.assert_array_equal(whole.labels, range(4))
   config.data.num_classes = 3
   with pytest.raises(ValueError, match='4 classes, .* is 3'):
     sources.load_source(config, 'train')

@@ -187,12 +187,26 @@ def wait_for(condition):
   raise AssertionError('Not in a minute.')
 
 
-def test_killed_and_started_again(folder, whole, tmp_path):
-  """Of workers or the command itself; one shard waits for a file meanwhile."""
-  held, out = folder / 'train' / 'n03' / '03.JPEG', tmp_path / 'out'
+@pytest.fixture
+def release(folder):
+  """Holds the shard that waits for a picture, until this is called."""
+  held = folder / 'train' / 'n03' / '03.JPEG'
   image = held.read_bytes()
   held.unlink()
   os.mkfifo(held)
+
+  def release():
+    held.unlink()
+    held.write_bytes(image)
+
+  yield release
+  if held.is_fifo():
+    release()
+
+
+def test_killed_and_started_again(folder, whole, release, tmp_path):
+  """Of workers or the command itself."""
+  out = tmp_path / 'out'
   arguments = flags(folder, out, '--workers=2')
   whole_shards = lambda: sorted(out.glob('[a-z]*.array_record'))
 
@@ -215,21 +229,20 @@ def test_killed_and_started_again(folder, whole, tmp_path):
   process.communicate()
   wait_for(lambda: not any(os.path.exists(f'/proc/{p}') for p in workers))
 
-  held.unlink()
-  held.write_bytes(image)
+  release()
   _, err = commands.run('prepare', *arguments)
   assert err.count('Passed over.') == 1 and '24.JPEG' in err
+  assert '60/60' in err  # The five shards of before count.
+  assert not (out / 'unfinished.json').exists()
   assert contents(out) == contents(whole)
   assert (
     made.items() <= {p: p.stat().st_mtime_ns for p in whole_shards()}.items()
   )
 
 
+@pytest.mark.usefixtures('release')
 def test_ctrl_c_ends_command_and_workers_without_a_traceback(folder, tmp_path):
-  held, out = folder / 'train' / 'n03' / '03.JPEG', tmp_path / 'out'
-  image = held.read_bytes()
-  held.unlink()
-  os.mkfifo(held)
+  out = tmp_path / 'out'
   process = commands.start('prepare', *flags(folder, out, '--workers=2'))
   wait_for(lambda: len(list(out.glob('[a-z]*.array_record'))) == 5)
   workers = children(process)
@@ -237,8 +250,6 @@ def test_ctrl_c_ends_command_and_workers_without_a_traceback(folder, tmp_path):
     with contextlib.suppress(ProcessLookupError):
       os.kill(pid, signal.SIGINT)
   err = process.communicate(timeout=60)[1]
-  held.unlink()
-  held.write_bytes(image)
   assert process.returncode and 'Traceback' not in err, err
   wait_for(lambda: not any(os.path.exists(f'/proc/{p}') for p in workers))
 

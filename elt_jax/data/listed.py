@@ -62,10 +62,11 @@ def _of_list(
   """(file name, label) of each line, the classes by name or all by place."""
   names = {name: label for label, name in enumerate(class_names)}
   places = {str(label): label for label in range(len(class_names))}
+  known = names.keys() | places.keys()
   found = []
   for n, line in enumerate(path.read_text(errors='replace').splitlines(), 1):
     words = line.split()
-    if words and (len(words) != 2 or words[1] not in names | places):
+    if words and (len(words) != 2 or words[1] not in known):
       raise ValueError(
         f'{path}:{n}: expected "FILE CLASS", the class by its name or its '
         f'place, 0 to {len(class_names) - 1}; got "{line.strip()}".'

@@ -8,7 +8,7 @@ from PIL import Image
 
 # Looked for in the file, whatever its name. Pillow knows forty, and would run
 # Ghostscript on one of them.
-FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
+_FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF')
 # What a picture may be stored as; others would be clipped or misread.
 MODES = ('1', 'L', 'LA', 'P', 'PA', 'RGB', 'RGBA', 'CMYK', 'YCbCr')
 _DEEP = ('I', 'I;16', 'I;16B', 'I;16L')  # 16 bits, a PNG's, of gray.
@@ -63,7 +63,7 @@ def open_image(
     OSError: if the file is gone or cannot be reached.
   """
   try:
-    with Image.open(file, formats=FORMATS) as image:
+    with Image.open(file, formats=_FORMATS) as image:
       converted = _convert(image, mode)
   # What Pillow raises on damaged and on enormous files.
   except (

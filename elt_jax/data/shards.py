@@ -6,13 +6,12 @@
 A shard is written under another name and renamed, and metadata.json appears
 when all shards are there: a killed writer leaves a directory that is refused,
 and that the same command completes; it writes anew what was lost, too. One
-process writes at a time. Metadata have 'format', 'examples', of each
-split, and 'examples_per_shard'; equal metadata mean equal directories.
+process writes at a time. Metadata have 'format', 'examples', of each split, and
+'examples_per_shard'; equal metadata mean equal directories.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -24,6 +23,8 @@ import grain
 from elt_jax import files
 
 Metadata = dict[str, Any]
+# (split, file, places of its examples in the split) of a shard to be written.
+Job = tuple[str, pathlib.Path, range]
 
 
 def paths(
@@ -35,13 +36,10 @@ def paths(
 
 
 @contextlib.contextmanager
-def writing(
-  directory: pathlib.Path, metadata: Metadata
-) -> Iterator[list[tuple[str, pathlib.Path, range]]]:
+def writing(directory: pathlib.Path, metadata: Metadata) -> Iterator[list[Job]]:
   """Claims `directory`, and declares it whole at the end.
 
-  Yields what is left to be written: (split, file, places of its examples in the
-  split) of every shard that is not there.
+  Yields what is left to be written, every shard that is not there.
 
   Raises:
     ValueError: if another process writes it, it is another one, whole or begun,
@@ -57,28 +55,29 @@ def writing(
       for n, path in enumerate(paths(directory, metadata, split))
       if not path.exists()
     ]
-    if not (directory / 'metadata.json').exists():
+    if (unfinished := directory / 'unfinished.json').exists():
       files.write_text(directory / 'metadata.json', _json(metadata))
-    (directory / 'unfinished.json').unlink(missing_ok=True)
+      unfinished.unlink()
 
 
 @contextlib.contextmanager
 def _locked(directory: pathlib.Path) -> Iterator[None]:
   handle = os.open(directory, os.O_RDONLY)
   try:
-    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    os.close(handle)
-    raise ValueError(
-      f'{directory} is being written by another process; wait for its end, or '
-      'end it.'
-    ) from None
-  except OSError:
-    pass  # A file system without locks.
-  try:
+    with contextlib.suppress(OSError):  # Of a file system without locks.
+      if not files.try_lock(handle):
+        raise ValueError(
+          f'{directory} is being written by another process; wait for its end, '
+          'or end it.'
+        )
     yield
   finally:
     os.close(handle)
+
+
+def count(jobs: Iterable[Job]) -> int:
+  """The examples of shards."""
+  return sum(len(places) for _, _, places in jobs)
 
 
 def _begin(directory: pathlib.Path, metadata: Metadata) -> None:

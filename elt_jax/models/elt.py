@@ -210,8 +210,8 @@ class ELT:
 
     if self.remat == 'layer':
       layer = remat(layer)
-    # Sliced here, outside the loop, so that each layer's gradient is summed
-    # over loops on its own and stacked once.
+    # Sliced here, outside the loop but for `gather_once`, so that each layer's
+    # gradient is summed over loops on its own and stacked once.
     take = lambda n: jax.tree.map(lambda x: x[n], stacked)
     unstacked = [take(n) for n in range(self.num_layers)]
 
